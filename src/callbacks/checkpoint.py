@@ -1,0 +1,123 @@
+"""Checkpoints that open from the file alone, survive a kill, and can move with their run folder."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a file of the final name is always whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that writes `last.ckpt` after every epoch, and whose folder can move.
+
+    Lightning's `save_last` writes it only after an epoch that was among the best, and its state names files
+    by their absolute paths.
+    """
+
+    PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(enable_version_counter=False, **kwargs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(str(self.dirpath), "last.ckpt"))
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        for key in self.PATHS:
+            state[key] = Path(state[key]).name
+        state["best_k_models"] = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return {**state, "dirpath": ""}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(name: str) -> str:
+            return str(Path(str(self.dirpath), name)) if name else ""
+
+        state = {**state_dict, **{key: here(state_dict[key]) for key in self.PATHS}}
+        state["best_k_models"] = {here(name): score for name, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state, "dirpath": self.dirpath})
+
+
+class RunRecord(Callback):
+    """Puts into each checkpoint what rebuilds the run, and makes a stopped run go on as if it had not stopped.
+
+    The random numbers of dropout are drawn from a seed of their own each epoch, and their state travels in
+    the checkpoint. SIGTERM and the first Ctrl-C end the run after the current step, once `last.ckpt` is saved
+    (in the middle of a validation, the one of the epoch before stays); a second Ctrl-C ends it at once.
+
+    Args:
+        folder: where `last.ckpt` goes.
+        seed: of the run.
+    """
+
+    def __init__(self, folder: str | Path, seed: int) -> None:
+        self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
+        self.folder = Path(folder)
+        self.seed = seed
+        self._random_state: dict[str, Any] | None = None
+        self._old_handler: Any = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
+        checkpoint.update(self.contents, random_state={"cpu": torch.get_rng_state(), "cuda": cuda})
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        source = random.Random(f"{self.seed} {trainer.current_epoch} {trainer.global_rank}")
+        torch.manual_seed(source.getrandbits(63))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._random_state is None:
+            return
+        # Counts only where the run goes on in mid-epoch: then on_train_epoch_start is not called.
+        torch.set_rng_state(self._random_state["cpu"].cpu())
+        if self._random_state["cuda"] is not None:
+            torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def stop(signum: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if trainer.is_global_zero:
+                print("\nStopping after this step; once more stops at once.", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)  # Lightning ends the step, then raises SIGTERMException
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._old_handler = signal.signal(signal.SIGINT, stop)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._old_handler is not None:
+            signal.signal(signal.SIGINT, self._old_handler)
+            self._old_handler = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            trainer.save_checkpoint(self.folder / "last.ckpt")

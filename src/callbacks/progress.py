@@ -1,0 +1,125 @@
+"""A live bar on terminals, and one line for each epoch everywhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+class ProgressBar(Callback):
+    """Shows batches, images/s and time left while an epoch runs, and logs its metrics when it ends.
+
+    Args:
+        refresh_every: seconds between two updates of the bar; between them a step costs one look at the clock.
+    """
+
+    def __init__(self, refresh_every: float = 0.25) -> None:
+        self.refresh_every = refresh_every
+        self._bar: Progress | None = None
+        self._next = float("inf")
+        self._epoch: tuple[int, float] | None = None  # an epoch that ended and its seconds, not yet printed
+
+    def _start(self, trainer: Trainer, text: str, batches: float) -> None:
+        if not (trainer.is_global_zero and sys.stdout.isatty()):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(),
+            console=Console(),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task(text, total=None if batches == float("inf") else batches, rate=0.0)
+        self._bar.start()
+        self._since = time.monotonic()
+        self._next = self._since + self.refresh_every
+
+    def _move(self, trainer: Trainer, batch_idx: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        assert self._bar is not None
+        images = (batch_idx + 1) * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
+        self._bar.update(self._task, completed=batch_idx + 1, rate=images / (now - self._since))
+        self._bar.refresh()
+        self._next = now + self.refresh_every
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._next = float("inf")
+
+    def _print_epoch(self, trainer: Trainer) -> None:
+        # Metrics of an epoch are complete only after every hook of its end.
+        if self._epoch is None:
+            return
+        epoch, seconds = self._epoch
+        self._epoch = None
+        if not trainer.is_global_zero:
+            return
+        value = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
+        parts = [f"epoch {epoch:3d}"]
+        for stage in ("train", "val"):
+            if f"{stage}/loss" in value:
+                parts.append(f"{stage} loss {value[f'{stage}/loss']:.4f} acc {value[f'{stage}/acc']:.4f}")
+        if "train/images_per_s" in value:
+            parts.append(f"{value['train/images_per_s']:,.0f} images/s")
+        log.info("  ".join([*parts, f"{seconds:.1f} s"]))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_start = time.monotonic()  # for a run that goes on in mid-epoch: its epoch has no start
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_epoch(trainer)
+        last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"  # type: ignore[operator]
+        self._epoch_start = time.monotonic()
+        self._start(trainer, f"epoch {trainer.current_epoch}{last}", trainer.num_training_batches)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._move(trainer, batch_idx)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        self._epoch = (trainer.current_epoch, time.monotonic() - self._epoch_start)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        self._print_epoch(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, "test", trainer.num_test_batches[0])
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._move(trainer, batch_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()

@@ -1,0 +1,157 @@
+"""A folder of your own images, one subfolder per class.
+
+Every image is decoded once, to a square of uint8 RGB, into one memory-mapped file; training reads that file and so
+takes the same path as the data sets that fit in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.progress import track
+from torch import Tensor
+
+from src.data.datamodule import ImageDataModule, stratified
+from src.data.listing import Listing, list_images
+
+
+class ImageFolder(ImageDataModule):
+    """Class folders under `root`: train/, optional val/ and test/, or the class folders alone.
+
+    Images are stored with their shorter side at `resize` (or `image_size`) and the ends of the longer side cut off.
+    A missing test/ is carved from the training images, stratified, always the same; a missing val/ by `val_size`.
+
+    Args:
+        root: the folder.
+        cache_dir: where the decoded images are kept, 3 * side^2 bytes each; rebuilt when a file under `root` changes.
+        test_size: share (float) or number (int) of the training images to test on where there is no test/.
+    """
+
+    def __init__(self, root: str, cache_dir: str, test_size: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.root, self.cache_dir, self.test_size = Path(root), Path(cache_dir), test_size
+        self.side = self.resize or self.image_size
+
+    def prepare_data(self) -> None:
+        """Decode the images, unless the cache has them as they are now."""
+        listing = self._list()
+        cache = self._cache_path(listing)
+        if cache.exists():
+            return
+        write_cache(cache, [path for images in listing.splits.values() for path, _ in images], self.side)
+        for stale in cache.parent.glob(f"{cache.stem.rpartition('-')[0]}-*.npy"):
+            if stale != cache:
+                stale.unlink(missing_ok=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "_splits"):
+            self._splits = self._open()
+        super().setup(stage)
+
+    def load_train(self) -> tuple[Tensor, Tensor]:
+        return self._splits["train"]
+
+    def load_val(self) -> tuple[Tensor, Tensor] | None:
+        return self._splits.get("val")
+
+    def load_test(self) -> tuple[Tensor, Tensor]:
+        return self._splits["test"]
+
+    def _list(self) -> Listing:
+        """The images of each split, those to test on carved out if there is no test/."""
+        listing = list_images(self.root)
+        if "test" in listing.splits:
+            return listing
+        images = listing.splits["train"]
+        count = round(self.test_size * len(images)) if isinstance(self.test_size, float) else self.test_size
+        if not 0 < count < len(images):
+            raise ValueError(
+                f"data.test_size={self.test_size} of the {len(images)} images in {self.root} leaves none to test on or "
+                f"none to train on; choose a share between 0 and 1, a number from 1 to {len(images) - 1}, or add test/."
+            )
+        labels = torch.tensor([label for _, label in images])
+        test, train = stratified(labels, count, torch.Generator().manual_seed(0))
+        carved = {"train": [images[i] for i in train.tolist()], "test": [images[i] for i in test.tolist()]}
+        return Listing(listing.classes, listing.splits | carved)
+
+    def _cache_path(self, listing: Listing) -> Path:
+        """Named after the folder and the side, then after the split, name, size and time of every file."""
+        root = self.root.resolve()
+        files = hashlib.sha256()
+        for split, images in listing.splits.items():
+            for path, _ in images:
+                stat = path.stat()
+                files.update(f"{split}|{path.relative_to(self.root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+        return self.cache_dir / f"{root.name}-{place}-{self.side}px-{files.hexdigest()[:16]}.npy"
+
+    def _open(self) -> dict[str, tuple[Tensor, Tensor]]:
+        listing = self._list()
+        self.classes = listing.classes
+        # "c", copy on write: torch wants an array it may write to, and the file stays as it is
+        decoded = torch.from_numpy(np.load(self._cache_path(listing), mmap_mode="c"))
+        labels = [torch.tensor([label for _, label in images]) for images in listing.splits.values()]
+        parts = decoded.split([len(part) for part in labels])
+        return dict(zip(listing.splits, zip(parts, labels, strict=True), strict=True))
+
+
+def write_cache(cache: Path, paths: Sequence[Path], side: int) -> None:
+    """Decode `paths` into the .npy file `cache`, uint8 (N, 3, side, side); the file appears when it is complete.
+
+    Raises:
+        ValueError: images cannot be read; names them.
+    """
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=cache.parent, prefix=cache.stem, suffix=".tmp")
+    os.close(handle)
+    try:
+        decoded = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=(len(paths), 3, side, side))
+
+        def work(i: int) -> str | None:
+            try:
+                decoded[i] = decode(paths[i], side)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                return f"{paths[i]} ({error})"
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
+            progress = track(pool.map(work, range(len(paths))), f"decoding {len(paths):,} images", total=len(paths))
+            broken = [message for message in progress if message]
+        if broken:
+            more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise ValueError(
+                f"{len(broken)} of {len(paths)} images cannot be read: {'; '.join(broken[:5])}{more}. "
+                f"Repair or remove them."
+            )
+        decoded.flush()
+        os.replace(name, cache)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def decode(path: str | Path, side: int) -> np.ndarray:
+    """Read an image file as uint8 RGB (3, side, side): upright, shorter side resized, centre cut.
+
+    Transparent pixels show white, 16-bit grey keeps its upper 8 bits, and of an animation the first frame counts.
+    """
+    with Image.open(path) as image:
+        image.draft(None, (2 * side, 2 * side))  # a JPEG may be decoded smaller, which is quicker, but not below this
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            grey = np.asarray(upright)
+            upright = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
+        elif upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        square = ImageOps.fit(upright.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1)

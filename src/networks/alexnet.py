@@ -1,0 +1,64 @@
+"""AlexNet: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", section 5."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from src.networks.image_size import require_image_size
+from src.networks.initialisation import kaiming_
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, three overlapping max pools, three fully connected layers on the last map as it is.
+
+    images (B, 3, S, S) -> logits (B, num_classes). The last map is 6x6 at 224 px (then this is torchvision's
+    network) and 2x2 at 96. Under 64 px the first convolution is 5x5 without stride, and the last map is 3x3 at
+    32 px. No local response normalisation, as in the 2014 paper.
+
+    Initialisation: Kaiming normal, fan out, for the convolutions (He et al. 2015, section 2.2) and N(0, 0.01)
+    with zero biases for the linear layers; the paper's biases of 1 are left out, they need its warm start.
+
+    Raises ValueError for an image under 15 px.
+    """
+
+    torchvision_name = "alexnet"
+
+    def __init__(self, num_classes: int = 1000, image_size: int = 224, dropout: float = 0.5) -> None:
+        super().__init__()
+        require_image_size("AlexNet", image_size, minimum=15)
+        small = image_size < 64
+        side = image_size if small else (image_size - 7) // 4 + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        # The first linear layer follows the image size; published weights have it for a 6x6 map.
+        self.head = ("classifier.6",) if side == 6 else ("classifier.1", "classifier.6")
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 5, padding=2) if small else nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.MaxPool2d(3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.MaxPool2d(3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.MaxPool2d(3, stride=2),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(256 * side**2, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, num_classes),
+        )
+        kaiming_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features(images)  # (B, 256, 6, 6) at 224 px
+        return self.classifier(torch.flatten(maps, 1))

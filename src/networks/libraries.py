@@ -1,0 +1,82 @@
+"""Networks of other libraries, with their classifier made for `num_classes`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class TorchvisionNetwork(nn.Module):
+    """Any classification network of torchvision by its name, randomly initialised as torchvision does.
+
+    images (B, 3, S, S) -> logits (B, num_classes). Vision transformers and MaxViT are built for `image_size`;
+    auxiliary heads are left out.
+
+    Raises ValueError for a name that torchvision does not have.
+    """
+
+    torchvision_prefix = "network."
+    training_only = ("network.aux1", "network.aux2", "network.AuxLogits")
+
+    def __init__(self, name: str = "mobilenet_v3_small", num_classes: int = 1000, image_size: int = 32) -> None:
+        super().__init__()
+        from torchvision import models
+
+        names = models.list_models(module=models)
+        if name not in names:
+            raise ValueError(f"torchvision has no classification network '{name}'.{_nearest(name, names)}")
+        options: dict[str, Any] = {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        elif name.startswith("vit_"):
+            options = {"image_size": image_size}
+        elif name.startswith("maxvit_"):
+            options = {"input_size": (image_size, image_size)}
+        self.network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        self.torchvision_name = name
+        layers = [n for n, m in self.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        self.head = (layers[-1],)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class TimmNetwork(nn.Module):
+    """Any network of timm by its name, randomly initialised as timm does. Needs `pip install timm`.
+
+    images (B, 3, S, S) -> logits (B, num_classes). Networks of a fixed input size are built for `image_size`.
+
+    Raises ModuleNotFoundError without timm, ValueError for a name that timm does not have.
+    """
+
+    torchvision_name = None
+
+    def __init__(self, name: str = "resnet10t", num_classes: int = 1000, image_size: int = 32) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"model=timm (network '{name}') needs the timm package: pip install timm"
+            ) from error
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
+        configuration = timm.get_pretrained_cfg(name)
+        options: dict[str, Any] = {}
+        if configuration and configuration.fixed_input_size:
+            options = {"img_size": image_size}
+        network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        self.network = network
+        classifier = network.pretrained_cfg["classifier"]
+        layers = (classifier,) if isinstance(classifier, str) else classifier
+        self.head = tuple(f"network.{layer}" for layer in layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else f" Choose from: {', '.join(names)}."

@@ -1,0 +1,47 @@
+"""TinyVGG: the network of CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from src.networks.image_size import require_image_size
+from src.networks.initialisation import kaiming_
+
+
+class TinyVGG(nn.Module):
+    """Two blocks of convolution, ReLU, convolution, ReLU and max pool, then one linear layer.
+
+    images (B, 3, S, S) -> logits (B, num_classes). `hidden_units` is the width of all four convolutions. They
+    are 3x3 and not padded, as in CNN Explainer, so the last map is 13x13 at its 64 px and 5x5 at 32.
+
+    Initialisation: Kaiming normal, fan out, for the convolutions (He et al. 2015, section 2.2), PyTorch's own
+    for the linear layer.
+
+    Raises ValueError for an image under 16 px.
+    """
+
+    head = ("classifier",)
+    torchvision_name = None
+
+    def __init__(self, hidden_units: int = 10, num_classes: int = 1000, image_size: int = 64) -> None:
+        super().__init__()
+        require_image_size("TinyVGG", image_size, minimum=16)
+        self.features = nn.Sequential(*_block(3, hidden_units), *_block(hidden_units, hidden_units))
+        side = ((image_size - 4) // 2 - 4) // 2
+        self.classifier = nn.Linear(hidden_units * side**2, num_classes)
+        kaiming_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features(images)  # (B, hidden_units, S/4 - 3, S/4 - 3)
+        return self.classifier(torch.flatten(maps, 1))
+
+
+def _block(narrow: int, wide: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(narrow, wide, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(wide, wide, 3),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+    ]

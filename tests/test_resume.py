@@ -1,0 +1,163 @@
+"""A run that was stopped goes on as if it had not been: same weights, same metrics, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.conftest import ROOT, SILENT, run_command
+
+# Dropout, augmentation and momentum: all that draws numbers or keeps state. VGG's two hidden layers drop out.
+NETWORK = ["model=vgg_custom", "model.network.stages=[8,M,8,M]", "model.network.hidden=[32]"]
+DATA = ["data.limit=1000", "data.batch_size=8"]  # 112 steps an epoch, some tenths of a second
+ARGUMENTS = [*NETWORK, *DATA, *SILENT, "trainer=cpu", "trainer.max_epochs=5", "optimizer=sgd", "optimizer.lr=0.01"]
+
+
+def train(folder: Path, *arguments: str) -> None:
+    done = run_command("-m", "src.train", *ARGUMENTS, f"hydra.run.dir={folder}", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def stop_after_epoch(folder: Path, epoch: int, signum: int, delay: float = 0.0) -> str:
+    """Starts a run, sends the signal `delay` seconds after the epoch's line, and returns what it printed."""
+    process = start(folder, *ARGUMENTS, f"hydra.run.dir={folder}")
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(f"epoch {epoch:3d} "):
+            time.sleep(delay)
+            process.send_signal(signum)
+    process.wait()
+    return "".join(lines)
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+    """Last weights, and all metrics but the times."""
+    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    frame = pd.read_csv(folder / "csv/metrics.csv").drop(columns="train/images_per_s")
+    return weights, frame
+
+
+def assert_equal_outcome(folder: Path, expected: Path) -> None:
+    weights, frame = outcome(folder)
+    expected_weights, expected_frame = outcome(expected)
+    for name, value in expected_weights.items():
+        assert torch.equal(weights[name], value), name
+    pd.testing.assert_frame_equal(frame, expected_frame, check_exact=True)
+    stem = "epoch_*.ckpt"
+    assert [p.name for p in folder.glob(f"checkpoints/{stem}")] == [
+        p.name for p in expected.glob(f"checkpoints/{stem}")
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(folder)
+    return folder
+
+
+def test_a_killed_run_moved_elsewhere_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    stop_after_epoch(tmp_path / "first", 2, signal.SIGKILL)
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    done = run_command("-m", "src.train", f"resume={tmp_path}/moved")
+    assert done.returncode == 0, done.stderr
+    assert_equal_outcome(tmp_path / "moved", uninterrupted)
+    assert not (tmp_path / "first").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_in_the_middle_of_an_epoch_and_goes_on_there(
+    uninterrupted: Path, tmp_path: Path, signum: int
+) -> None:
+    folder = tmp_path / "run"
+    stop_after_epoch(folder, 1, signum, delay=0.1)
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert 2 * 112 < saved["global_step"] < 5 * 112
+    assert saved["global_step"] % 112 != 0
+    assert not (folder / "results.json").exists()
+    done = run_command("-m", "src.train", f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    assert_equal_outcome(folder, uninterrupted)
+
+
+def test_overrides_apply_on_top_of_the_saved_config(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, "trainer.max_epochs=1", "test=false")
+    done = run_command("-m", "src.train", f"resume={folder}", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2" in done.stdout
+    assert "epoch   0" not in done.stdout
+    overrides = (folder / ".hydra/overrides.yaml").read_text()
+    assert overrides.index("trainer.max_epochs=1") < overrides.index("trainer.max_epochs=3")
+    assert "max_epochs: 3" in (folder / ".hydra/config.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_at_random_moments_give_twenty_equal_results(uninterrupted: Path, tmp_path: Path) -> None:
+    whole = time.monotonic()
+    train(tmp_path / "timed")
+    whole = time.monotonic() - whole
+    for number in range(20):
+        folder = tmp_path / str(number)
+        process = start(folder, *ARGUMENTS, f"hydra.run.dir={folder}")
+        time.sleep(random.Random(number).uniform(0.5, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (folder / "checkpoints/last.ckpt").exists():
+            done = run_command("-m", "src.train", f"resume={folder}")
+        else:  # killed before the end of the first epoch: there is nothing to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+            done = run_command("-m", "src.train", *ARGUMENTS, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        assert_equal_outcome(folder, uninterrupted)
+
+
+def test_resuming_something_else_than_a_run_says_what_is_wrong(tmp_path: Path) -> None:
+    cases = {
+        f"resume={tmp_path}/nowhere": "there is no folder",
+        f"resume={tmp_path}": "is no run folder",
+    }
+    for argument, message in cases.items():
+        done = run_command("-m", "src.train", argument)
+        assert done.returncode == 1
+        assert re.fullmatch(f"error: .*{message}.*\n", done.stderr), done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_saved_config_builds_nothing_that_its_section_is_not_there_for(tmp_path: Path) -> None:
+    hydra = tmp_path / "run/.hydra"
+    hydra.mkdir(parents=True)
+    (tmp_path / "run/checkpoints").mkdir()
+    (tmp_path / "run/checkpoints/last.ckpt").touch()
+    for config, refused in (
+        ("data:\n  _target_: os.system\n  command: touch hacked\n", "'os.system' under 'data'"),
+        ("callbacks:\n  x:\n    _target_: subprocess.run\n", "'subprocess.run' under 'callbacks.x'"),
+        ("model:\n  network:\n    _target_: torch.hub.load\n", "'torch.hub.load' under 'model.network'"),
+        ("hydra:\n  launcher:\n    _target_: os.system\n", "is not the saved config of a run"),
+        ("anything:\n  - _target_: builtins.eval\n", "'builtins.eval' under 'anything'"),
+    ):
+        (hydra / "config.yaml").write_text(config)
+        done = run_command("-m", "src.train", f"resume={tmp_path}/run")
+        assert done.returncode == 1
+        assert refused in done.stderr
