@@ -15,7 +15,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,7 +50,11 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         if config_name == "train":
             sys.argv[1:] = resume_arguments(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        finally:
+            if not show_traceback:
+                os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 @contextmanager
@@ -67,10 +71,10 @@ def _one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
 
 def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
-    from hydra.errors import InstantiationException
-
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        cause = user_error(error.__cause__)
+        section = re.search(r"full_key: (\S+)", str(error))
+        return cause or ValueError(f"{section[1] if section else 'the config'}: {error.__cause__}")
     if isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException":
         return error
     return None
@@ -87,7 +91,9 @@ def explain(error: BaseException, config_name: str) -> str:
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and key:
         name = re.sub(r"@.*", "", key[1] or key[2])
-        return f"there is no option {name!r}{_did_you_mean(name, _keys(config_name))} (a new one is added with +{name}=...)"
+        return (
+            f"there is no option {name!r}{_did_you_mean(name, _keys(config_name))} A new one is added with +{name}=..."
+        )
     return message or type(error).__name__
 
 

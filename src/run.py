@@ -53,7 +53,7 @@ def register_resolvers() -> None:
     """Makes the resolvers of `conf` known to OmegaConf: `${count_classes:FOLDER}`."""
 
     def count_classes(folder: str) -> int:
-        from src.data.scan import count_classes as count
+        from src.data.listing import count_classes as count
 
         return count(folder)
 
@@ -76,7 +76,8 @@ def check_targets(config: Any, section: str = "") -> None:
                 pattern = EXPECTED[max(fitting, key=len)] if fitting else r"(?!)"
                 if not (isinstance(value, str) and re.fullmatch(pattern, value)):
                     raise RunError(
-                        f"the saved config asks for {value!r} under {section!r}, which is refused: it is no class expected there"
+                        f"the saved config asks for {value!r} under {section!r}; that is refused, for it is no class "
+                        "that belongs there"
                     )
             else:
                 check_targets(value, f"{section}.{key}" if section else str(key))

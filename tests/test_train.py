@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config) -> No
 
 
 def test_without_a_validation_set_the_last_epoch_is_tested(config, tmp_path: Path) -> None:
-    metrics, objects = train(config(*QUICK, *SILENT, "data.val_size=0"))
+    metrics, _ = train(config(*QUICK, *SILENT, "data.val_size=0"))
     assert "val/acc" not in metrics
     assert "test/acc" in metrics
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["last.ckpt"]

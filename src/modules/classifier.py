@@ -121,6 +121,13 @@ class ImageClassifier(LightningModule):
         self.sums[stage] = Sums()
 
     def configure_optimizers(self) -> Any:
+        try:
+            return self._configure_optimizers()
+        except TypeError as error:  # torch compares a value of the wrong type, or does not know an argument
+            arguments = getattr(self.optimizer_factory, "keywords", {})
+            raise ValueError(f"the optimizer ({arguments}) or its scheduler cannot be made: {error}") from error
+
+    def _configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self._parameter_groups())
         if self.scheduler_config is None:
             return optimizer
@@ -139,7 +146,7 @@ class ImageClassifier(LightningModule):
         if total is None or not 1 <= total < float("inf"):
             raise ValueError(
                 f"the scheduler must know where training ends, but trainer.max_epochs={self.trainer.max_epochs} and "
-                f"trainer.max_steps={self.trainer.max_steps}: set one of them, or choose scheduler=none, step or plateau"
+                f"trainer.max_steps={self.trainer.max_steps}: set one, or choose scheduler=none, step or plateau"
             )
         return int(total)
 

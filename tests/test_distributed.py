@@ -1,0 +1,30 @@
+"""Two processes on one CPU say what one process says, whatever the sizes of the splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SILENT, run_command
+
+# 1,437 digits to train on: 1,300 of them, 137 to validate, 360 to test; the last two are odd for the batches.
+ARGUMENTS = ["model.network.hidden_units=8", "data.val_size=137", "trainer.max_epochs=2", *SILENT]
+
+
+@pytest.mark.timeout(180)
+def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_path: Path) -> None:
+    results = {}
+    for name, arguments in {
+        "one": ["trainer=cpu", "data.batch_size=32"],
+        "two": ["trainer=ddp_cpu", "data.batch_size=16"],
+    }.items():
+        done = run_command("-m", "src.train", *ARGUMENTS, *arguments, f"hydra.run.dir={tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+        results[name] = json.loads((tmp_path / name / "results.json").read_text())
+    one, two = (results[name]["metrics"] for name in ("one", "two"))
+    for name in one:
+        if name != "train/images_per_s":
+            assert two[name] == pytest.approx(one[name], abs=2e-5), name
+    assert results["two"]["device"].startswith("2 x ")

@@ -1,0 +1,59 @@
+"""What a user gets wrong ends with one clear message, exit code 1 and no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src import cli
+from src.train import main
+from tests.conftest import QUICK, run_command
+
+MISTAKES = {
+    "model=vgg61": "there is no model=vgg61: did you mean vgg1",
+    "data=cifar": "there is no data=cifar: did you mean cifar10",
+    "trainer.max_epoch=3": "there is no option 'trainer.max_epoch': did you mean trainer.max_epochs",
+    "optimiser=sgd": "there is no option 'optimiser': did you mean optimizer",
+    "data=cifar10": "data.download=true",
+    "data.batch_size=5000": "5000",
+    "data.val_size=5000": "val_size",
+    "data.image_size=8": "16",
+    "trainer.precision=12": "12",
+    "trainer=gpu": "gpu",
+    "trainer.devices=many": "devices",
+    "ckpt_path=nowhere.ckpt": "nowhere.ckpt",
+    "optimizer.lr=fast": "fast",
+    "scheduler.factory.warmup=2": "warmup",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_gets_one_clear_message(override: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    folders = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
+    monkeypatch.setattr("sys.argv", ["train", *QUICK[:2], *folders, override])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main, "train")
+    assert exit.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.count("error: ") == 1, printed
+    assert MISTAKES[override] in printed.partition("error: ")[2]
+    assert "Traceback" not in printed
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    arguments = [*QUICK, f"paths.log_dir={tmp_path}", "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=50"]
+    done = run_command("-m", "src.train", *arguments)
+    assert done.returncode == 1
+    assert "error: the training loss became" in done.stderr
+    assert "at step" in done.stderr
+    assert not list(tmp_path.glob("**/results.json"))
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done = run_command("-m", "src.train", "data.batch_size=5000", f"paths.log_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
