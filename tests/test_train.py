@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.run import open_run
 from src.train import train
-from tests.conftest import DATASETS, QUICK, SILENT, needs_cifar10
+from tests.conftest import DATASETS, QUICK, ROOT, SILENT, needs_cifar10
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +128,10 @@ def test_tinyvgg_learns_on_real_cifar10(config) -> None:
     ]
     metrics, _ = train(config(*overrides, *SILENT))
     assert metrics["test/acc"] > 0.3  # chance is 0.1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml")))
+def test_every_model_file_goes_through_training_and_test(name: str, config) -> None:
+    overrides = [f"model={name}", "trainer=cpu", "debug=fast_dev_run", "data.batch_size=4", "data.limit=40"]
+    metrics, _ = train(config(*overrides, *SILENT))
+    assert {"train/loss", "val/loss", "test/loss"} <= set(metrics)

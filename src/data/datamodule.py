@@ -226,9 +226,10 @@ class ImageDataModule(LightningDataModule):
             "test": {evaluates[self.eval_split]},
         }
         load = needed.get(stage, set())
-        measures = self.own_mean is None and (self._mean is None or self._std is None)
-        if ("train" in load or measures) and not hasattr(self, "train_set"):
+        if ("train" in load or self._measures()) and not hasattr(self, "train_set"):
             self._setup_train()
+        if stage in (None, "fit"):
+            self._check_batch_size()
         if "test" in load and not hasattr(self, "test_set"):
             images, labels = self.load_test()
             self.test_set = ImageSet(self._stored(images), labels, self._limited(labels))
@@ -248,7 +249,7 @@ class ImageDataModule(LightningDataModule):
         train, val = self._limited(labels), None
         if own_val is None:
             train, val = self._carve(labels, train)
-        if self.own_mean is None:
+        if self._measures():
             self.own_mean, self.own_std = statistics(images, train)
         images = self._stored(images)
         self.train_set = ImageSet(images, labels, train)
@@ -256,6 +257,12 @@ class ImageDataModule(LightningDataModule):
         self.val_set = None if val is None else ImageSet(images, labels, val)
         if own_val is not None:
             self.val_set = ImageSet(self._stored(own_val[0]), own_val[1], self._limited(own_val[1]))
+
+    def _measures(self) -> bool:
+        """Whether the data set's own statistics are asked for and not known."""
+        return self.own_mean is None and (self._mean is None or self._std is None)
+
+    def _check_batch_size(self) -> None:
         _, world = self._rank_and_world()
         if self.batch_size * world > len(self.train_set):
             processes = f" on each of {world} processes" if world > 1 else ""
@@ -412,4 +419,5 @@ def statistics(images: Tensor, rows: Tensor | None = None, most: int = 10_000) -
     level = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ level
-    return mean.tolist(), (share @ level.square() - mean.square()).sqrt().tolist()
+    variance = share @ level.square() - mean.square()
+    return mean.tolist(), variance.clamp(min=1 / 255**2).sqrt().tolist()  # a channel may never vary

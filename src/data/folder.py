@@ -146,7 +146,7 @@ def decode(path: str | Path, side: int) -> np.ndarray:
     with Image.open(path) as image:
         image.draft(None, (2 * side, 2 * side))  # a JPEG may be decoded smaller, which is quicker, but not below this
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
+        if upright.mode.startswith("I"):
             grey = np.asarray(upright)
             upright = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
         elif upright.has_transparency_data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from urllib.error import URLError
 
@@ -40,6 +41,9 @@ def ensure_files(
                 f"{name} could not be downloaded from {url} ({error}); try another host with data.mirror=URL, or "
                 f"{by_hand} as {folder}."
             ) from error
+        finally:
+            if not check_integrity(str(root / archive), source.tgz_md5):
+                (root / archive).unlink(missing_ok=True)  # half of it is of no use
     missing = [file for file, _ in files if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -54,4 +58,17 @@ def ensure_files(
 
 
 def _wrong(folder: Path, files: Sequence[tuple[str, str | None]]) -> list[str]:
-    return [file for file, md5 in files if not check_integrity(str(folder / file), md5)]
+    return [file for file, md5 in files if not _is_intact(folder / file, md5)]
+
+
+def _is_intact(path: Path, md5: str | None) -> bool:
+    if not path.is_file():
+        return False
+    state = path.stat()
+    return md5 is None or _has_md5(path, md5, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _has_md5(path: Path, md5: str, size: int, mtime_ns: int) -> bool:
+    """Hashes a file once in a process: Lightning prepares the data for every stage, a sweep for every job."""
+    return check_integrity(str(path), md5)

@@ -84,7 +84,7 @@ class STL10(ImageDataModule):
         again = "Delete it and run again with data.download=true."
         if rest or count != labels.stat().st_size:
             raise ValueError(
-                f"{images} is truncated or altered: it has {count:,} images of {IMAGE_BYTES:,} bytes and {rest:,} bytes "
+                f"{images} is truncated or altered: it has {count:,} images of {IMAGE_BYTES:,} bytes, {rest:,} bytes "
                 f"more, and {labels.name} has {labels.stat().st_size:,} labels. {again}"
             )
         if count == 0 or not set(labels.read_bytes()) <= set(range(1, 11)):

@@ -1,0 +1,87 @@
+"""A training step of each network against torchvision's network of the same name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import nn
+
+from src.networks.alexnet import AlexNet
+from src.networks.googlenet import GoogLeNet
+from src.networks.resnet import ResNet
+from src.networks.vgg import VGG
+from tests.benchmarks.table import Row, alternate
+
+BATCH = 16
+
+
+def pairs(size: int) -> dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]]:
+    """Name -> (ours, torchvision's), both with 10 classes; ours as built for 224 px, so that both do the same work."""
+    models = torchvision.models
+    made: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {}
+    for name in ("vgg11", "vgg16_bn"):
+        stages, batch_norm = name.removesuffix("_bn"), name.endswith("_bn")
+        made[name] = (
+            lambda s=stages, b=batch_norm: VGG(s, 10, size, b, hidden=(512,), dropout=0.0),  # type: ignore[misc]
+            lambda n=name: _headless(getattr(models, n)(), size),  # type: ignore[misc]
+        )
+    for depth in (18, 50):
+        made[f"resnet{depth}"] = (
+            lambda d=depth: ResNet(d, 10, 224),  # type: ignore[misc]
+            lambda d=depth: getattr(models, f"resnet{d}")(num_classes=10),  # type: ignore[misc]
+        )
+    made["googlenet"] = (
+        lambda: GoogLeNet(10, 224, aux_heads=False),
+        lambda: models.googlenet(num_classes=10, aux_logits=False, init_weights=False),
+    )
+    if size >= 96:
+        made["alexnet"] = (lambda: AlexNet(10, size), lambda: models.alexnet(num_classes=10))
+    return made
+
+
+def _headless(network: nn.Module, size: int) -> nn.Module:
+    """torchvision's VGG without its enlargement to 7x7, and with the head of the network it is compared with."""
+    network.avgpool = nn.Identity()
+    network.classifier = nn.Sequential(
+        nn.Linear(512 * (size // 32) ** 2, 512), nn.ReLU(True), nn.Dropout(0.0), nn.Linear(512, 10)
+    )
+    return network
+
+
+def step_seconds(network: nn.Module, size: int, steps: int = 3) -> float:
+    """The fastest of some training steps, channels_last, after one to warm up."""
+    network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
+    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (BATCH,))
+    fastest = float("inf")
+    for number in range(steps + 1):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        if number:
+            fastest = min(fastest, time.perf_counter() - start)
+    return fastest
+
+
+def network_rows(repeats: int) -> list[Row]:
+    """Each network at 32 and 96 px: the time of our step by theirs."""
+    rows = []
+    for size in (32, 96):
+        for name, (ours, theirs) in pairs(size).items():
+            mine, other = ours(), theirs()
+
+            def first(network: nn.Module = mine, size: int = size) -> float:
+                return step_seconds(network, size)
+
+            def second(network: nn.Module = other, size: int = size) -> float:
+                return step_seconds(network, size)
+
+            ratio, seconds = alternate(first, second, repeats)
+            detail = f"{seconds[0] * 1e3:.1f} ms / {seconds[1] * 1e3:.1f} ms"
+            rows.append(Row(f"step of {name} at {size} px / torchvision's", ratio, "x", at_most=1.0, detail=detail))
+    return rows

@@ -1,0 +1,91 @@
+"""Whole commands: how soon they answer, and how much memory a training takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+
+from tests.benchmarks.table import Row, alternate
+
+BARE_IMPORTS = "import torch, lightning"
+CIFAR10_BYTES = 60_000 * 3 * 32 * 32
+
+
+def seconds(*arguments: str) -> float:
+    """Wall time of `python ARGUMENTS`."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def first_step() -> float:
+    """Seconds from the command to the end of its first training step, on the digits with every default."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "src.train", "trainer=cpu", "trainer.max_steps=1", "test=false",
+             f"paths.log_dir={folder}", "+callbacks.signal._target_=tests.benchmarks.process.FirstStep"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == FIRST_STEP:
+                break
+        answer = time.perf_counter() - start
+        process.communicate()
+    return answer
+
+
+FIRST_STEP = "first step done"
+
+
+def __getattr__(name: str) -> type:
+    # The callback's base is imported only in the process that trains: this one measures bare imports.
+    if name != "FirstStep":
+        raise AttributeError(name)
+    from lightning.pytorch.callbacks import Callback
+
+    class FirstStep(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            print(FIRST_STEP, flush=True)
+
+    return FirstStep
+
+
+def startup_rows(repeats: int) -> list[Row]:
+    """`--help`, `--cfg job`, and the first training step against bare imports."""
+    rows = []
+    for arguments, most in ((("--help",), 0.7), (("--cfg", "job"), 1.5)):
+        value = median(seconds("-m", "src.train", *arguments) for _ in range(repeats))
+        rows.append(Row(f"python -m src.train {' '.join(arguments)}", value, "s", at_most=most))
+    ratio, each = alternate(first_step, lambda: seconds("-c", BARE_IMPORTS), repeats)
+    detail = f"{each[0]:.2f} s / {each[1]:.2f} s"
+    return [*rows, Row("first training step / import torch, lightning", ratio, "x", at_most=1.3, detail=detail)]
+
+
+def peak_bytes(*arguments: str) -> int:
+    """Largest resident set of `python ARGUMENTS`, in bytes."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_rows(root: str) -> list[Row]:
+    """A training on all of CIFAR-10 against what the imports and the images alone take."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = peak_bytes("-m", "src.train", "data=cifar10", f"data.root={root}", "trainer=cpu",
+                              "trainer.max_epochs=1", "trainer.limit_train_batches=50", f"paths.log_dir={folder}")  # fmt: skip
+    bare = peak_bytes("-c", f"{BARE_IMPORTS}, torchvision")
+    ratio = training / (bare + CIFAR10_BYTES)
+    detail = f"{training / 1e9:.2f} GB / ({bare / 1e9:.2f} + {CIFAR10_BYTES / 1e9:.2f}) GB"
+    return [
+        Row("peak memory of a CIFAR-10 training", training / 1e9, "GB", at_most=2.2),
+        Row("peak memory / bare imports and the images", ratio, "x", at_most=1.3, detail=detail),
+    ]
+
+
