@@ -38,14 +38,14 @@ class Finetune(Callback):
             raise ValueError(f"callbacks.finetune.backbone_lr is a positive factor, not {backbone_lr}.")
         self.unfreeze_at = unfreeze_at
         self.backbone_lr = backbone_lr
-        self.frozen = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        module: Any = pl_module  # an ImageClassifier
         # Before the strategy wraps the module: DDP expects gradients of what is trainable then.
-        module: Any = pl_module
-        self._set_frozen(module, True)
+        freeze(module.network, True)
+        self._plain_factory = module.optimizer_factory
         backbone = set(backbone_parameters(module.network))
         module.optimizer_factory = functools.partial(
             build_in_groups, module.optimizer_factory, backbone, self.backbone_lr
@@ -58,6 +58,11 @@ class Finetune(Callback):
                 stacklevel=2,
             )
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            module: Any = pl_module
+            module.optimizer_factory = self._plain_factory
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(trainer, pl_module)  # a run resumed within an epoch does not start that epoch
 
@@ -65,22 +70,16 @@ class Finetune(Callback):
         self._follow(trainer, pl_module)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network: Any = pl_module.network
         frozen = self.unfreeze_at is None or trainer.current_epoch < self.unfreeze_at
-        if frozen != self.frozen and isinstance(trainer.strategy, DDPStrategy):
-            self._set_frozen(pl_module, frozen)
-            # DDP averages the gradients of the parameters that were trainable when it was made: make it anew.
-            trainer.strategy.model = pl_module
-            trainer.strategy.configure_ddp()
-        self._set_frozen(pl_module, frozen)
-
-    def _set_frozen(self, pl_module: Any, frozen: bool) -> None:
-        self.frozen = frozen
-        network = pl_module.network
-        for parameter in backbone_parameters(network):
-            parameter.requires_grad = not frozen
+        changes = freeze(network, frozen)
         for name, module in network.named_modules():
             if isinstance(module, _BatchNorm) and not in_head(name, network):
                 module.train(not frozen)
+        if changes and isinstance(trainer.strategy, DDPStrategy):
+            # DDP averages the gradients of the parameters that were trainable when it was made: make it anew.
+            trainer.strategy.model = pl_module
+            trainer.strategy.configure_ddp()
 
 
 def in_head(name: str, network: Any) -> bool:
@@ -93,6 +92,15 @@ def backbone_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in network.named_parameters() if not in_head(name, network)]
 
 
+def freeze(network: nn.Module, frozen: bool) -> bool:
+    """Take the gradients of the backbone away, or give them back; whether that changed anything."""
+    changes = False
+    for parameter in backbone_parameters(network):
+        changes |= parameter.requires_grad == frozen
+        parameter.requires_grad = not frozen
+    return changes
+
+
 def build_in_groups(
     factory: Callable[..., Optimizer], backbone: set[nn.Parameter], factor: float, parameters: list[Any]
 ) -> Optimizer:
@@ -101,6 +109,7 @@ def build_in_groups(
     heads = [{**group, "params": [p for p in group["params"] if p not in backbone]} for group in groups]
     backbones = [{**group, "params": [p for p in group["params"] if p in backbone]} for group in groups]
     optimizer = factory([*heads, *backbones])
-    for group in optimizer.param_groups[len(heads) :]:
-        group["lr"] *= factor
+    for group in optimizer.param_groups:
+        if any(parameter in backbone for parameter in group["params"]):
+            group["lr"] *= factor
     return optimizer

@@ -72,11 +72,12 @@ def _probabilities(pl_module: LightningModule, preprocess: Any, images: Tensor) 
 
 def _add_graph(writer: Any, pl_module: LightningModule) -> None:
     training = pl_module.training
+    example: Any = pl_module.example_input_array
     pl_module.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's own: TensorBoard knows no other way to draw a graph
         try:
-            writer.add_graph(pl_module.network, pl_module.example_input_array.to(pl_module.device))
+            writer.add_graph(pl_module.network, example.to(pl_module.device))
         except Exception as error:  # tracing runs any network's code; the run is worth more than its picture
             warnings.warn(f"TensorBoard has no graph of this network: {error}", stacklevel=1)
     pl_module.train(training)

@@ -84,7 +84,7 @@ class ProgressBar(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer)
-        last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"  # type: ignore[operator]
+        last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         self._epoch_start = time.monotonic()
         self._start(trainer, f"epoch {trainer.current_epoch}{last}", trainer.num_training_batches)
 

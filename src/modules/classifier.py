@@ -48,7 +48,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=self.memory_format)
         if compile:
             self.network.compile()
         self.optimizer_factory = optimizer
@@ -151,7 +151,7 @@ class ImageClassifier(LightningModule):
         return int(total)
 
     def _parameter_groups(self) -> list[Any]:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        parameters = list(self.network.parameters())  # frozen ones too: they may be trained later
         if self.decay_norms_and_biases:
             return parameters
         return [

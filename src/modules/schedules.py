@@ -1,7 +1,7 @@
 """Learning-rate schedules that torch lacks."""
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
 
 def cosine_with_warmup(
@@ -25,3 +25,25 @@ def cosine_with_warmup(
         return cosine
     rise = LinearLR(optimizer, start_factor=start_factor, total_iters=warmup_steps)
     return SequentialLR(optimizer, [rise, cosine], milestones=[warmup_steps])
+
+
+def triangle(
+    optimizer: Optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23, end: float = 0.07
+) -> LRScheduler:
+    """Linear up, then linear down (Smith 2017; with these numbers Jordan 2024, arXiv 2404.00498, section 3.5).
+
+    Args:
+        total_steps: length of the training, in the steps at which the schedule moves.
+        start, end: the first and last rate, relative to the highest.
+        peak: part of `total_steps`, in [0, 1), at which the rate is highest; 0 only goes down.
+    """
+    if not 0 <= peak < 1:
+        raise ValueError(f"scheduler.factory.peak is a part of the training in [0, 1), got {peak}")
+    rise = peak * total_steps
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return start + (1 - start) * step / rise
+        return 1 + (end - 1) * min(1.0, (step - rise) / (total_steps - rise))
+
+    return LambdaLR(optimizer, factor)

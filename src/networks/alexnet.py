@@ -14,10 +14,11 @@ class AlexNet(nn.Module):
 
     images (B, 3, S, S) -> logits (B, num_classes). The last map is 6x6 at 224 px (then this is torchvision's
     network) and 2x2 at 96. Under 64 px the first convolution is 5x5 without stride, and the last map is 3x3 at
-    32 px. No local response normalisation, as in the 2014 paper.
+    32 px. As in torchvision, there is no local response normalisation, and the fourth convolution has 256 filters
+    (384 in the paper's footnote 1).
 
-    Initialisation: Kaiming normal, fan out, for the convolutions (He et al. 2015, section 2.2) and N(0, 0.01)
-    with zero biases for the linear layers; the paper's biases of 1 are left out, they need its warm start.
+    Initialisation: Kaiming normal (He et al. 2015, section 2.2), fan out for the convolutions, fan in for the
+    linear layers; zero biases.
 
     Raises ValueError for an image under 15 px.
     """
@@ -57,7 +58,7 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(4096, num_classes),
         )
-        kaiming_(self)
+        kaiming_(self, linear=True)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, 256, 6, 6) at 224 px

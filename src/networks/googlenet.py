@@ -65,26 +65,26 @@ class GoogLeNet(nn.Module):
         self.register_buffer("input_shift", (mean - 0.5) / 0.5, persistent=False)
         kernel5 = 5 if true_5x5 else 3
 
-        def inception(*widths: int, relu: bool = True) -> Inception:
-            return Inception(widths, kernel5, relu)
+        def inception(*widths: int) -> Inception:
+            return Inception(widths, kernel5)
 
         def pool() -> nn.Module:
             return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
-        # The ReLU of a layer before a pool follows the pool, in `forward`.
+        # The ReLU of a convolution before a pool follows the pool, in `forward`.
         self.conv1 = ConvNorm(3, 64, 3 if small_stem else 7, stride=1 if small_stem else 2, relu=False)
         self.maxpool1 = nn.Identity() if small_stem else pool()
         self.conv2 = ConvNorm(64, 64, 1)
         self.conv3 = ConvNorm(64, 192, 3, relu=False)
         self.maxpool2 = nn.Identity() if small_stem else pool()
         self.inception3a = inception(192, 64, 96, 128, 16, 32, 32)
-        self.inception3b = inception(256, 128, 128, 192, 32, 96, 64, relu=False)
+        self.inception3b = inception(256, 128, 128, 192, 32, 96, 64)
         self.maxpool3 = pool()
         self.inception4a = inception(480, 192, 96, 208, 16, 48, 64)
         self.inception4b = inception(512, 160, 112, 224, 24, 64, 64)
         self.inception4c = inception(512, 128, 128, 256, 24, 64, 64)
         self.inception4d = inception(512, 112, 144, 288, 32, 64, 64)
-        self.inception4e = inception(528, 256, 160, 320, 32, 128, 128, relu=False)
+        self.inception4e = inception(528, 256, 160, 320, 32, 128, 128)
         self.maxpool4 = nn.MaxPool2d(2, ceil_mode=True)  # 3x3 in the paper; torchvision's 2x2
         self.inception5a = inception(832, 256, 160, 320, 32, 128, 128)
         self.inception5b = inception(832, 384, 192, 384, 48, 128, 128)
@@ -106,10 +106,10 @@ class GoogLeNet(nn.Module):
         x = self.conv3(self.conv2(x))
         x = F.relu(self.maxpool2(x), inplace=True)  # (B, 192, S/8, S/8)
         x = self.inception3b(self.inception3a(x))
-        x = F.relu(self.maxpool3(x), inplace=True)  # (B, 480, S/16, S/16)
+        x = self.maxpool3(x)  # (B, 480, S/16, S/16)
         after_4a = self.inception4a(x)  # (B, 512, S/16, S/16)
         after_4d = self.inception4d(self.inception4c(self.inception4b(after_4a)))  # (B, 528, S/16, S/16)
-        x = F.relu(self.maxpool4(self.inception4e(after_4d)), inplace=True)  # (B, 832, S/32, S/32)
+        x = self.maxpool4(self.inception4e(after_4d))  # (B, 832, S/32, S/32)
         x = self.inception5b(self.inception5a(x))
         x = self.dropout(torch.flatten(self.avgpool(x), 1))  # (B, 1024)
         logits = self.fc(x)
@@ -138,21 +138,19 @@ class Inception(nn.Module):
     """Figure 2b of the paper: 1x1, 3x3, "5x5" and pooled branches, side by side, behind 1x1 reductions.
 
     maps (B, C, H, W) -> (B, n1x1 + n3x3 + n5x5 + pool, H, W). `widths` are the channels that come in, then the
-    columns of table 1 in its order. The branches share one ReLU, after they are joined.
+    columns of table 1 in its order.
     """
 
-    def __init__(self, widths: tuple[int, ...], kernel5: int, relu: bool) -> None:
+    def __init__(self, widths: tuple[int, ...], kernel5: int) -> None:
         super().__init__()
         channels, n1x1, reduce3x3, n3x3, reduce5x5, n5x5, pool = widths
-        self.branch1 = ConvNorm(channels, n1x1, 1, relu=False)
-        self.branch2 = nn.Sequential(ConvNorm(channels, reduce3x3, 1), ConvNorm(reduce3x3, n3x3, 3, relu=False))
-        self.branch3 = nn.Sequential(ConvNorm(channels, reduce5x5, 1), ConvNorm(reduce5x5, n5x5, kernel5, relu=False))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvNorm(channels, pool, 1, relu=False))
-        self.relu = relu
+        self.branch1 = ConvNorm(channels, n1x1, 1)
+        self.branch2 = nn.Sequential(ConvNorm(channels, reduce3x3, 1), ConvNorm(reduce3x3, n3x3, 3))
+        self.branch3 = nn.Sequential(ConvNorm(channels, reduce5x5, 1), ConvNorm(reduce5x5, n5x5, kernel5))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvNorm(channels, pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
-        return F.relu(x, inplace=True) if self.relu else x
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
 class AuxiliaryHead(nn.Module):

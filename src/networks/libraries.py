@@ -20,7 +20,7 @@ class TorchvisionNetwork(nn.Module):
     torchvision_prefix = "network."
     training_only = ("network.aux1", "network.aux2", "network.AuxLogits")
 
-    def __init__(self, name: str = "mobilenet_v3_small", num_classes: int = 1000, image_size: int = 32) -> None:
+    def __init__(self, name: str = "shufflenet_v2_x0_5", num_classes: int = 1000, image_size: int = 32) -> None:
         super().__init__()
         from torchvision import models
 

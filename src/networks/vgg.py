@@ -31,8 +31,8 @@ class VGG(nn.Module):
     Inception architecture", section 3.2). `hidden` holds the widths of the head's hidden layers; `dropout` acts
     on each of them.
 
-    Initialisation: Kaiming normal, fan out, for the convolutions (He et al. 2015, section 2.2) and N(0, 0.01)
-    for the linear layers, as torchvision.
+    Initialisation: Kaiming normal (He et al. 2015, section 2.2), fan out for the convolutions, fan in for the
+    linear layers. torchvision draws those from N(0, 0.01), from which VGG-19 without batch norm hardly starts.
 
     Raises ValueError for an unknown name, a stage that is neither a width nor "M", and too small an image.
     """
@@ -63,7 +63,7 @@ class VGG(nn.Module):
         self.torchvision_name: str | None = None
         if isinstance(stages, str) and not factorized:
             self.torchvision_name = f"{stages}_bn" if batch_norm else stages
-        kaiming_(self)
+        kaiming_(self, linear=True)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, C, S/32, S/32)
