@@ -19,6 +19,7 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src import sweeps
 from src.run import CONF, RunError, resume_arguments
 
 USER_ERRORS = (
@@ -48,6 +49,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     with _one_line_errors(config_name, show_traceback):
         if config_name == "train":
+            sweeps.register()
             sys.argv[1:] = resume_arguments(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
         try:
@@ -89,12 +91,13 @@ def explain(error: BaseException, config_name: str) -> str:
         )
     message = str(error).strip()
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. '([^']+)'", message)
-    if isinstance(error, ConfigCompositionException) and key:
+    if isinstance(error, ConfigCompositionException) and key and not message.startswith("In '"):
         name = re.sub(r"@.*", "", key[1] or key[2])
         return (
             f"there is no option {name!r}{_did_you_mean(name, _keys(config_name))} A new one is added with +{name}=..."
         )
-    return message or type(error).__name__
+    resolved = re.match(r"\w+ raised while resolving interpolation: (.*?)\n\s*full_key: ", message, re.DOTALL)
+    return (resolved[1] if resolved else message) or type(error).__name__
 
 
 def _did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -110,8 +113,8 @@ def _keys(config_name: str) -> list[str]:
     keys: list[str] = [path.name for path in CONF.iterdir() if path.is_dir()]
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
-            keys.append(prefix + str(key))
+        for key in map(str, node):
+            keys.append(prefix + key)
             if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
                 walk(node._get_node(key), f"{prefix}{key}.")  # type: ignore[arg-type]
 

@@ -170,7 +170,7 @@ def build_model(cfg: DictConfig, pretrained: bool) -> LightningModule:
         weights = read_weights(source, model.network)
         load_weights(model.network, weights)
         if weights.mean is not None and cfg.data.mean is None and cfg.data.std is None:
-            cfg.data.mean, cfg.data.std = list(weights.mean), list(weights.std)
+            cfg.data.mean, cfg.data.std = weights.mean, weights.std
     return model
 
 

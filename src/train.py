@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     record.contents = {
         "config": OmegaConf.to_container(cfg, resolve=True),
         "classes": list(datamodule.classes),
-        "preprocess": {"mean": list(datamodule.mean), "std": list(datamodule.std), "image_size": size},
+        "preprocess": datamodule.preprocess.spec,
     }
 
     ckpt_path = cfg.ckpt_path

@@ -78,8 +78,9 @@ def peak_bytes(*arguments: str) -> int:
 def memory_rows(root: str) -> list[Row]:
     """A training on all of CIFAR-10 against what the imports and the images alone take."""
     with tempfile.TemporaryDirectory() as folder:
-        training = peak_bytes("-m", "src.train", "data=cifar10", f"data.root={root}", "trainer=cpu",
-                              "trainer.max_epochs=1", "trainer.limit_train_batches=50", f"paths.log_dir={folder}")  # fmt: skip
+        overrides = ["data=cifar10", f"data.root={root}", "trainer=cpu", f"paths.log_dir={folder}"]
+        short = ["trainer.max_epochs=1", "trainer.limit_train_batches=50"]
+        training = peak_bytes("-m", "src.train", *overrides, *short)
     bare = peak_bytes("-c", f"{BARE_IMPORTS}, torchvision")
     ratio = training / (bare + CIFAR10_BYTES)
     detail = f"{training / 1e9:.2f} GB / ({bare / 1e9:.2f} + {CIFAR10_BYTES / 1e9:.2f}) GB"
@@ -87,5 +88,3 @@ def memory_rows(root: str) -> list[Row]:
         Row("peak memory of a CIFAR-10 training", training / 1e9, "GB", at_most=2.2),
         Row("peak memory / bare imports and the images", ratio, "x", at_most=1.3, detail=detail),
     ]
-
-

@@ -1,0 +1,164 @@
+"""Figures say what the arrays hold, clip nothing and need neither a screen nor torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from src import figures
+
+RNG = np.random.default_rng(0)
+TEN = [f"class {i}" for i in range(10)]
+HUNDRED = [f"a class with quite a long name, number {i}" if i % 5 == 0 else f"name {i}" for i in range(100)]
+
+
+def history(epochs: int = 12) -> dict[str, Any]:
+    at = np.arange(epochs)
+    return {
+        "epoch": at,
+        "train/loss": 2 * 0.7**at,
+        "train/acc": 1 - 0.8 * 0.7**at,
+        "val/loss": 1 + (at - 4) ** 2 / 50,
+        "val/acc": 0.8 - 0.5 * 0.7**at,
+    }
+
+
+def probabilities(number: int, classes: int) -> np.ndarray:
+    return RNG.dirichlet(np.ones(classes) * 0.2, number)
+
+
+def every_figure(classes: list[str]) -> dict[str, figures.Figure]:
+    k = len(classes)
+    images = RNG.integers(0, 256, (14, 3, 16, 16), dtype=np.uint8)
+    counts = RNG.integers(0, 1000, (k, k))
+    counts[1] = 0
+    recall = RNG.random(k)
+    recall[1] = np.nan
+    rows = probabilities(14, k)
+    bars = {"accuracy": recall, "precision": RNG.random(k), "F1": RNG.random(k)}
+    return {
+        "curves": figures.curves(history(), "a title of a run that goes on for quite a while, seed 0"),
+        "one epoch": figures.curves(history(1), "one epoch"),
+        "compare": figures.compare({name: [history(), history(9)] for name in classes[:7]}, "runs"),
+        "confusion": figures.confusion_matrix(counts, classes, "network on data (test)"),
+        "bars": figures.class_bars(bars, classes, "", "per class"),
+        "balance": figures.class_bars({"images": np.arange(k)}, classes, "images", percent=False),
+        "reliability": figures.reliability(rows.max(1), rows.argmax(1) == 0, title="network on data (test)"),
+        "examples": figures.examples(images, np.zeros(14, int), rows, classes, "wrong with most confidence"),
+        "no examples": figures.examples(images[:0], [], rows[:0], classes, "wrong with most confidence"),
+        "sheet": figures.image_grid(list(images), [f"a_rather_long_file_name_{i}.png" for i in range(14)]),
+    }
+
+
+@pytest.mark.parametrize("classes", [TEN, HUNDRED], ids=["10 classes", "100 classes"])
+def test_no_text_leaves_any_figure(classes: list[str]) -> None:
+    for name, figure in every_figure(classes).items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = figure.get_tightbbox(canvas.get_renderer())  # inches, of all that is visible
+        width, height = figure.get_size_inches()
+        assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0, name
+
+
+def test_drawing_imports_neither_torch_nor_pyplot() -> None:
+    code = (
+        "import sys, src.figures as f; f.curves({'epoch': [0], 'val/loss': [1.0]}).png;"
+        "print([m for m in ('torch', 'lightning', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_over_fitting_begins_at_the_lowest_validation_loss() -> None:
+    assert figures.overfit_epoch(history()) == 4
+    holes = {"epoch": [0, 0, 1, 2, 3], "val/loss": [np.nan, 0.9, 0.5, np.nan, 0.7]}
+    assert figures.overfit_epoch(holes) == 1
+    assert figures.overfit_epoch({"epoch": [0, 1], "train/loss": [2.0, 1.0]}) is None
+
+
+def test_curves_mark_over_fitting_only_where_it_was_seen() -> None:
+    note = figures.curves(history()).axes[0].get_title(loc="left")
+    assert note == "lowest validation loss: epoch 4 (dashed), then over-fitting (grey)"
+    assert "over-fitting" not in figures.curves(history(4)).axes[0].get_title(loc="left")
+
+
+def test_comparing_draws_the_mean_over_the_epochs_all_runs_have() -> None:
+    short, long = {"epoch": [0, 1], "val/acc": [0.2, 0.4]}, {"epoch": [0, 1, 2], "val/acc": [0.4, 0.8, 0.9]}
+    lines = figures.compare({"two seeds": [short, long]}).axes[1].lines
+    assert lines[-1].get_label() == "two seeds (n = 2)"
+    np.testing.assert_allclose(lines[-1].get_ydata(), [0.3, 0.6])
+
+
+def test_confusion_matrix_shows_counts_and_shares_of_the_true_class() -> None:
+    figure = figures.confusion_matrix([[3, 1, 0], [0, 4, 0], [0, 0, 0]], ["cat", "dog", "unseen"])
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]])
+    written = {(text.get_position(), text.get_text()) for text in axes.texts}
+    assert written == {((0, 0), "3"), ((1, 0), "1"), ((1, 1), "4"), ((1.0, 2), "no images")}
+    assert "7 of 8 images right (87.50%)" in axes.get_title()
+
+
+def test_calibration_bins_match_a_hand_worked_case() -> None:
+    # Bins (0, .5] and (.5, 1]: one image each at .5 (wrong) and .6 (right), .8 (wrong).
+    count, mean, accuracy = figures.calibration([0.5, 0.6, 0.8], [False, True, False], bins=2)
+    assert count.tolist() == [1, 2]
+    np.testing.assert_allclose(mean, [0.5, 0.7])
+    np.testing.assert_allclose(accuracy, [0.0, 0.5])
+    title = figures.reliability([0.5, 0.6, 0.8], [False, True, False], bins=2).axes[0].get_title()
+    assert f"{(0.5 * 1 + 0.2 * 2) / 3:.2%}" in title
+
+
+def test_calibration_error_agrees_with_torchmetrics() -> None:
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    rows, labels = probabilities(500, 7), RNG.integers(0, 7, 500)
+    count, mean, accuracy = figures.calibration(rows.max(1), rows.argmax(1) == labels)
+    ours = (count * np.abs(accuracy - mean)).sum() / count.sum()
+    theirs = multiclass_calibration_error(torch.tensor(rows), torch.tensor(labels), 7, n_bins=15)
+    assert ours == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_class_bars_put_the_lowest_first_and_classes_without_images_last() -> None:
+    axes = figures.class_bars({"accuracy": [0.9, np.nan, 0.2]}, ["a", "b", "c"], "").axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["c", "a", "b"]
+    assert [text.get_text() for text in axes.texts] == ["20.0%", "90.0%", "no images"]
+
+
+def test_above_a_hundred_classes_the_lowest_hundred_are_shown() -> None:
+    names = [f"n{i}" for i in range(250)]
+    figure = figures.class_bars({"accuracy": np.linspace(1, 0, 250)}, names, "", "test")
+    shown = [tick.get_text() for axes in figure.axes for tick in axes.get_yticklabels()]
+    assert shown == [f"n{i}" for i in range(249, 149, -1)]
+    assert "100 lowest of 250" in figure.get_suptitle()
+
+
+def test_example_frames_are_blue_when_right_and_vermilion_when_wrong() -> None:
+    from matplotlib.colors import to_hex
+
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    figure = figures.examples(images, [0, 0], [[0.9, 0.1], [0.25, 0.75]], ["a$b$", "dog"])
+    frames = [to_hex(axes.spines["top"].get_edgecolor()).upper() for axes in figure.axes]
+    assert frames == [figures.BLUE, figures.VERMILION]
+    assert figure.axes[1].get_xlabel() == "predicted: dog 75.0%\ntrue: a$b$ 25.0%"
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert figures._short("abcdefghij", 5) == "ab…ij"
+    assert figures._short("abcde", 5) == "abcde"
+
+
+def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_path: Path) -> None:
+    grey = np.full((3, 3, 8, 8), 128, np.uint8)
+    figure = figures.image_grid(grey)
+    path = figures.save(figure, tmp_path / "figures" / "grid.png")
+    assert path.read_bytes() == figure._repr_png_()
+    assert figure.png.startswith(b"\x89PNG\r\n\x1a\n")
+    picture = figures.pixels(figure)
+    assert picture.shape[:2] == tuple(int(side * figures.DPI) for side in figure.get_size_inches()[::-1])
+    assert (picture == 128).all(axis=2).mean() > 0.3
