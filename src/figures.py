@@ -236,14 +236,11 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str], title: str = "")
     if k <= 150:
         size = 8 if k <= 20 else max(3.5, min(7.0, 420 / k))
         names = [_short(name, 24) for name in classes]
-        axes.set_xticks(
-            range(k),
-            names,
-            fontsize=size,
-            rotation=90 if k > 20 else 45,
-            ha="center" if k > 20 else "right",
-            rotation_mode="default" if k > 20 else "anchor",
-        )
+        axes.set_xticks(range(k), names, fontsize=size, rotation=90 if k > 20 else 0)
+        if k <= 20 and max(map(len, names)) > 5:
+            axes.tick_params("x", labelrotation=45)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(range(k), names, fontsize=size)
     axes.tick_params(length=0 if k <= 20 else 1.5)
     axes.set_xlabel("predicted class")
@@ -466,8 +463,8 @@ def examples(
     for label, row in zip(labels, probabilities, strict=True):
         guess = int(row.argmax())
         captions.append(
-            f"predicted: {_short(classes[guess], 22)} {_probability(row[guess])}\n"
-            f"true: {_short(classes[label], 22)} {_probability(row[label])}"
+            f"predicted: {_short(classes[guess], 22)} ({_probability(row[guess])})\n"
+            f"true: {_short(classes[label], 22)} ({_probability(row[label])})"
         )
     longest = max((len(line) for caption in captions for line in caption.split("\n")), default=0)
     width = max(1.5, 0.056 * longest + 0.15)  # inches, at 7 points

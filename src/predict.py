@@ -144,7 +144,7 @@ def _write(output: Path, run: Run, predictions: list[dict[str, Any]], unreadable
     write_whole(output / "predictions.json", json.dumps(record, indent=1) + "\n")
 
     shown = predictions[:SHOWN]
-    captions = [f"{Path(row['file']).name}\n{row['prediction']} {row['probability']:.1%}" for row in shown]
+    captions = [f"{Path(row['file']).name}\n{row['prediction']} ({row['probability']:.1%})" for row in shown]
     with ThreadPoolExecutor() as pool:
         images: list[Any] = list(pool.map(lambda row: _read(Path(row["file"]), THUMBNAIL), shown))
     title = f"{len(predictions):,} images" + (f", the first {SHOWN}" if len(predictions) > SHOWN else "")

@@ -145,7 +145,7 @@ def test_example_frames_are_blue_when_right_and_vermilion_when_wrong() -> None:
     figure = figures.examples(images, [0, 0], [[0.9, 0.1], [0.25, 0.75]], ["a$b$", "dog"])
     frames = [to_hex(axes.spines["top"].get_edgecolor()).upper() for axes in figure.axes]
     assert frames == [figures.BLUE, figures.VERMILION]
-    assert figure.axes[1].get_xlabel() == "predicted: dog 75.0%\ntrue: a$b$ 25.0%"
+    assert figure.axes[1].get_xlabel() == "predicted: dog (75.0%)\ntrue: a$b$ (25.0%)"
 
 
 def test_long_names_lose_their_middle() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nbformat
@@ -43,5 +42,3 @@ def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pyt
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert "".join(output.get("text", "") for output in outputs).count("error: ") == 0
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    if os.environ.get("KEEP"):
-        nbformat.write(notebook, f"/tmp/rd/{path.name}")

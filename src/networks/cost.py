@@ -29,7 +29,7 @@ def describe(network: nn.Module, image_size: int) -> Cost:
     The network stays as it is; one built under `torch.device("meta")` takes no memory either.
     """
     network = copy.deepcopy(network).to("meta").float().eval().requires_grad_(True)
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    weights = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     kept: dict[int, Tensor] = {}  # what autograd keeps for the backward pass, by storage
 
     def keep(tensor: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def read_weights(source: str | Path, network: nn.Module) -> Weights:
     content = _load(path)
     preprocess: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        preprocess = content.get("preprocess") or {}
+        if isinstance(content.get("preprocess"), dict):
+            preprocess = content["preprocess"]
         content = {
             name.removeprefix("network."): value
             for name, value in content["state_dict"].items()

@@ -52,6 +52,7 @@ class _Running:
     slot: int
     since: float
     before: float  # seconds of earlier attempts
+    retries: int
     stop_as: str | None = None  # the status that it gets once it has stopped
     kill_at: float = field(default=float("inf"))
 
@@ -121,13 +122,19 @@ class JobLauncher(Launcher):
         from src.sweeps.table import JobTable
 
         running: list[_Running] = []
+        more = True
         error: Exception | None = None  # told once the jobs have saved and ended, none outlives its sweep
         table = JobTable(str(self.folder.path), self.metric, self.console, self.folder.jobs)
         with _Signals() as signals:
             while True:
                 try:
-                    while not signals.count and error is None and len(running) < self.n_jobs and (job := source.next()):
-                        running.append(self._begin(job, min(set(range(self.n_jobs)) - {one.slot for one in running})))
+                    while more and not signals.count and error is None and len(running) < self.n_jobs:
+                        job = source.next()
+                        if job is None:
+                            more = False
+                        else:
+                            slot = min(set(range(self.n_jobs)) - {one.slot for one in running})
+                            running.append(self._begin(job, slot))
                 except Exception as raised:
                     error = raised
                 table.show(self.folder.jobs, source.left(), last=not running)
@@ -150,11 +157,12 @@ class JobLauncher(Launcher):
     def _begin(self, job: Job, slot: int) -> _Running:
         folder = self.folder.run_folder(job)
         handle = self.reclaim(job, folder)
+        job.status, job.reason = "running", ""
         if handle is None:
             if not can_resume(folder):
                 _clear(folder)
             folder.mkdir(exist_ok=True)
-            job.status, job.reason, job.attempts = "running", "", job.attempts + 1
+            job.attempts += 1
             passed_on = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
             program = [sys.executable, *entry_point()]
             run = quote(str(folder))
@@ -162,7 +170,8 @@ class JobLauncher(Launcher):
             resume = [*program, *flags(*CONFIG_DIR), f"resume={run}"]
             handle = self.start(job, [*program, *fresh], resume, folder, slot)
             self.folder.save()
-        return _Running(job, handle, MetricsFile(folder, self.metric), slot, time.monotonic(), job.seconds)
+        metrics = MetricsFile(folder, self.metric)
+        return _Running(job, handle, metrics, slot, time.monotonic(), job.seconds, self.retries)
 
     def _watch(self, one: _Running, source: Source, interrupts: int) -> bool:
         """Brings one job up to date; true where it has ended."""
@@ -171,11 +180,11 @@ class JobLauncher(Launcher):
         job.seconds = one.before + now - one.since
         for epoch, value in one.metrics.new():
             job.epoch, job.value = epoch, value
-            if source.report(job, epoch, value):
+            if source.report(job, epoch, value) and code is None:
                 self._stop(one, "pruned")
-        if interrupts:
-            self._stop(one, "stopped")
         if code is None:
+            if interrupts:
+                self._stop(one, "stopped")
             if now > one.kill_at or interrupts > 1:
                 self.kill(one.handle)
             return False
@@ -192,7 +201,8 @@ class JobLauncher(Launcher):
             job.status, job.reason = "done", "without results"  # such as a fast_dev_run
         else:
             job.status, job.reason = why(code, folder / LOG)
-        if job.failed and job.attempts <= self.retries and not interrupts:
+        if job.failed and one.retries > 0 and not interrupts:
+            one.retries -= 1
             again = self._begin(job, one.slot)
             one.handle, one.metrics, one.since, one.before = again.handle, again.metrics, now, job.seconds
             return False

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 
 from src.sweeps.folder import Job, SweepFolder, entry_point, flags, write_json
 from src.sweeps.grid import JobSweeper
@@ -65,6 +65,10 @@ class OptunaSweeper(JobSweeper):
 
         space = Space.of(self.parse(self.params, arguments))
         self.validate(space.corners())
+        if self.pruner[0] != "none" and "logger" in self.config and OmegaConf.select(self.config, "logger.csv") is None:
+            raise ValueError(
+                f"hydra.sweeper.pruner={self.pruner[0]} reads csv/metrics.csv: it needs logger=csv or default."
+            )
         sampler = make_sampler(*self.sampler, space, len(self.metrics))
         pruner = make_pruner(*self.pruner, len(self.metrics))
 
@@ -144,12 +148,19 @@ class Trials:
         # Those that an earlier start of this sweep left, and not those of other machines.
         mine = [trial for trial in running if trial.user_attrs.get("sweep") == str(folder.path)]
         self._cut_off = [Trial(study, trial._trial_id) for trial in mine]
+        self._left = 0
 
     def next(self) -> Job | None:
-        if self.left() == 0:
+        begun = len(self.study.get_trials(deepcopy=False))  # on all machines
+        if self._cut_off:
+            trial = self._cut_off.pop(0)
+        elif begun < self.n_trials:
+            trial = self.study.ask(self.space.distributions)
+            trial.set_user_attr("sweep", str(self.folder.path))
+            begun += 1
+        else:
             return None
-        trial = self._cut_off.pop(0) if self._cut_off else self.study.ask(self.space.distributions)
-        trial.set_user_attr("sweep", str(self.folder.path))
+        self._left = len(self._cut_off) + max(0, self.n_trials - begun)
         label = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
         overrides = [*self.space.fixed, *self.space.overrides(trial.params)]
         job = self.folder.job(overrides, label, trial.number)
@@ -157,7 +168,7 @@ class Trials:
         return job
 
     def left(self) -> int:
-        return max(0, self.n_trials - len(self.study.get_trials(deepcopy=False))) + len(self._cut_off)
+        return self._left
 
     def report(self, job: Job, epoch: int, value: float) -> bool:
         known = self.study.get_trials(deepcopy=False)[job.number].intermediate_values

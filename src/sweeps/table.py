@@ -58,8 +58,8 @@ class JobTable:
         count["queued"] += queued
         caption = ", ".join(f"{number} {status}" for status, number in count.items() if number)
         table = Table(title=self.title, caption=caption, title_justify="left", caption_justify="left")
-        for name in ("job", "", "status", "epoch", self.metric, "time"):
-            table.add_column(name, justify="left" if name in ("", "status") else "right")
+        for name in ("job", "overrides", "status", "epoch", self.metric, "time"):
+            table.add_column(name, justify="left" if name in ("overrides", "status") else "right", no_wrap=True)
         # What does not fit on the screen: the end of the queue, and those that have been done the longest.
         order = ("running", "failed", "out of memory", "killed", "stopped", "queued", "pruned", "done")
         ranked = sorted(jobs, key=lambda j: (order.index(j.status), j.number if j.status == "queued" else -j.number))
@@ -68,7 +68,7 @@ class JobTable:
             table.add_row(
                 str(job.number),
                 Text(job.label),
-                Text(job.status + (f": {job.reason[:50]}" if job.failed else ""), STYLE.get(job.status, "red")),
+                Text(job.status + (f": {job.reason}" if job.failed else ""), STYLE.get(job.status, "red")),
                 "" if job.epoch is None else str(job.epoch),
                 "" if job.value is None else f"{job.value:.4f}",
                 f"{job.seconds:.0f} s" if job.attempts else "",

@@ -20,8 +20,8 @@ from tests.test_launcher import Standin
 
 JOBS = 10
 SEARCH = [
-    "-m", "src.train", "-m", "hydra/sweeper=optuna", "data=digits", "trainer=cpu", "hydra.sweeper.n_trials=20",
-    "trainer.max_epochs=12", "model.network.hidden_units=8", "hydra.sweeper.sampler=random", "test=false",
+    "-m", "src.train", "-m", "hydra/sweeper=optuna", "data=digits", "trainer=cpu", "hydra.sweeper.n_trials=14",
+    "trainer.max_epochs=10", "model.network.hidden_units=8", "hydra.sweeper.sampler=random", "test=false",
     "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer.weight_decay=tag(log,interval(1e-4,1))",
     "callbacks.model_summary=null", "callbacks.tensorboard_pictures=null", "hydra.launcher.n_jobs=2",
 ]  # fmt: skip
@@ -76,7 +76,7 @@ def _search(seed: int, pruner: str) -> tuple[int, float]:
     epochs = 0
     for metrics in path.parent.glob("*/csv/metrics.csv"):
         with metrics.open() as file:
-            epochs += 1 + max(int(row["epoch"]) for row in csv.DictReader(file))
+            epochs += 1 + max(int(row["epoch"]) for row in csv.DictReader(file) if row["val/acc"])
     return epochs, max(trial["values"][0] for trial in study["trials"] if trial["state"] == "complete")
 
 
