@@ -94,7 +94,7 @@ def _adjust(run: Run, cfg: DictConfig) -> None:
         data.update({key: run.config.data.get(key) for key in ("image_size", "resize")}, augment=None)
         run.config.data = data
     else:
-        run.config.data.update(data)
+        run.config.data = OmegaConf.merge(run.config.data, data)
     precision = run.config.trainer.precision
     run.config.trainer = {
         "_target_": "lightning.Trainer",

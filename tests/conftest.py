@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,3 +42,8 @@ def run_command(*arguments: str, cwd: Path | None = None, timeout: float = 300) 
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd or ROOT, env=environment, timeout=timeout
     )
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell's background process ignores Ctrl-C, and so do its children, unless told."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -92,9 +92,9 @@ def test_weight_decay_leaves_norms_and_biases_alone_on_request() -> None:
     assert (free["weight_decay"], [p.ndim for p in free["params"]]) == (0.0, [1, 1, 1])
 
 
-def test_the_cosine_rises_from_a_hundredth_and_ends_at_the_final_rate() -> None:
+def test_the_cosine_rises_from_a_hundredth_and_ends_where_it_should() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = cosine_with_warmup(optimizer, total_steps=100, warmup=0.1, final_lr=0.2)
+    schedule = cosine_with_warmup(optimizer, total_steps=100, warmup=0.1, end=0.2)
     rates = []
     for _ in range(101):
         rates.append(optimizer.param_groups[0]["lr"])

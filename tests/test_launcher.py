@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hear_interrupts
 
 CONFIG = """
 defaults:
@@ -110,6 +110,7 @@ class Standin:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_interrupts,
         )
 
     def sweep(self, *overrides: str, env: dict[str, str] | None = None) -> tuple[int, str]:

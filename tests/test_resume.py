@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT, SILENT, run_command
+from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
 
 # Dropout, augmentation and momentum: all that draws numbers or keeps state. VGG's two hidden layers drop out.
 NETWORK = ["model=vgg_custom", "model.network.stages=[8,M,8,M]", "model.network.hidden=[32]"]
@@ -32,7 +32,7 @@ def train(folder: Path, *arguments: str) -> None:
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 
