@@ -219,6 +219,9 @@ class Run:
         if self._checkpoint_path is not None:
             return self._checkpoint_path
         checkpoints = self.folder / "checkpoints"
+        best = (self.results.get("best") or {}).get("path")
+        if best is not None and Path(best).parent == Path("checkpoints") and (self.folder / best).is_file():
+            return self.folder / best
         found = [*sorted(checkpoints.glob("epoch_*.ckpt"), reverse=True), *checkpoints.glob("last.ckpt")]
         if not found:
             raise RunError(f"{self.folder} has no checkpoint: it was stopped before the end of its first epoch")
@@ -245,6 +248,7 @@ class Run:
     @cached_property
     def model(self) -> LightningModule:
         """The LightningModule with the checkpoint's weights, in eval mode."""
+        self.config.model.compile = False  # to look at, export or predict with; training compiles again
         model = build_model(self.config, pretrained=False)
         model.load_state_dict(self.checkpoint["state_dict"])
         return model.eval()

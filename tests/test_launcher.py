@@ -133,7 +133,7 @@ class Standin:
 
     def wait_for(self, pattern: str, sweep: int = -1) -> Path:
         """The first file of a sweep that matches, once there is one."""
-        for _ in range(400):
+        for _ in range(1200):
             found = sorted(self.folders[sweep].glob(pattern)) if self.folders else []
             if found and found[0].stat().st_size:
                 return found[0]
