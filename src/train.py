@@ -77,11 +77,13 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         print_config(cfg)
     if cfg.resume is not None:
         ckpt_path = str(Path(cfg.resume) / "checkpoints/last.ckpt")
+        warnings.filterwarnings("ignore", ".*(Experiment logs|Checkpoint) directory .* exists and is not empty")
         if trainer.is_global_zero:
             restore_csv(logger, output, ckpt_path)
             keep_overrides(cfg, output)
     trainer.fit(model, datamodule, ckpt_path=ckpt_path)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # A run that was stopped after its last epoch logs nothing more in `fit`.
+    metrics = record.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
     if cfg.test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         trainer.test(model, datamodule, ckpt_path=best or None, verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -67,6 +68,9 @@ def assert_equal_outcome(folder: Path, expected: Path) -> None:
     assert [p.name for p in folder.glob(f"checkpoints/{stem}")] == [
         p.name for p in expected.glob(f"checkpoints/{stem}")
     ]
+    metrics, expected_metrics = (json.loads((f / "results.json").read_text())["metrics"] for f in (folder, expected))
+    del metrics["train/images_per_s"], expected_metrics["train/images_per_s"]
+    assert metrics == expected_metrics
 
 
 @pytest.fixture(scope="module")

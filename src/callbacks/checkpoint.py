@@ -79,6 +79,7 @@ class RunRecord(Callback):
 
     def __init__(self, folder: str | Path, seed: int) -> None:
         self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
+        self.metrics: dict[str, float] = {}  # as last logged before the checkpoint that the run went on from
         self.folder = Path(folder)
         self.seed = seed
         self._random_state: dict[str, Any] | None = None
@@ -86,10 +87,16 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
-        checkpoint.update(self.contents, random_state={"cpu": torch.get_rng_state(), "cuda": cuda})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint.update(
+            self.contents,
+            metrics={**self.metrics, **metrics},
+            random_state={"cpu": torch.get_rng_state(), "cuda": cuda},
+        )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")
+        self.metrics = checkpoint.get("metrics", {})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = random.Random(f"{self.seed} {trainer.current_epoch} {trainer.global_rank}")

@@ -176,10 +176,15 @@ def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
 class Sums:
     """Sums over the images of an epoch. Adding a batch waits for no device and copies nothing."""
 
-    def __init__(self, count: Tensor | int = 0, totals: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        count: Tensor | int = 0,
+        totals: dict[str, Tensor] | None = None,
+        pending: dict[str, Tensor] | None = None,
+    ) -> None:
         self.count = count
         self.totals = totals or {}
-        self.pending: dict[str, list[Tensor]] = {}
+        self.pending = {name: list(values) for name, values in (pending or {}).items()}
 
     def add(self, count: Tensor | int, sums: dict[str, Tensor]) -> None:
         """Adds one batch of `count` images; each value is a sum over them, a tensor without dimension."""
@@ -189,7 +194,9 @@ class Sums:
 
     def flush(self) -> dict[str, Tensor]:
         """Moves what was added since the last call into the totals, and returns it: one value (N,) a batch."""
-        added = {name: torch.stack(values).float() for name, values in self.pending.items()}
+        added = {}
+        for name, values in self.pending.items():  # those from a checkpoint lie on the CPU
+            added[name] = torch.stack([value.to(values[-1].device) for value in values]).float()
         for name, values in added.items():
             total = values.sum()
             self.totals[name] = self.totals[name].to(total.device) + total if name in self.totals else total
@@ -207,6 +214,9 @@ class Sums:
         return {name: total / count for name, total in zip(self.totals, sums, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """Plain containers and tensors for a checkpoint; `Sums(**state)` restores them."""
-        self.flush()
-        return {"count": int(self.count), "totals": dict(self.totals)}
+        """Plain containers and tensors for a checkpoint; `Sums(**state)` restores them.
+
+        What is pending is kept apart: a float sum depends, in its last bit, on where it is split.
+        """
+        pending = {name: torch.stack(values) for name, values in self.pending.items()}
+        return {"count": int(self.count), "totals": dict(self.totals), "pending": pending}
