@@ -1,4 +1,4 @@
-# make train [ARGS="model=vgg11 data=stl10"]   make test   make test-all   make check   make bench
+# make train [ARGS="model=vgg11 data=stl10"]   make test   make test-all   make check   make bench   make bench-gpu
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -21,6 +21,9 @@ check: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(RUN) -m tests.benchmarks $(ARGS)
+
+bench-gpu: $(VENV)/ready
+	$(RUN) -m tests.benchmarks --gpu $(ARGS)
 
 # The file marks a finished install: an interrupted one starts over, a changed lock installs again.
 $(VENV)/ready: requirements.lock pyproject.toml

@@ -19,57 +19,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.table import Row
+from tests.benchmarks import evaluation, growth, input_pipeline, networks, process, sweep, training
+from tests.benchmarks.table import Row, Setting
 
-
-def input_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.input_pipeline import TARGETS, measure
-
-    return [
-        Row(f"input pipeline / {name}", result["ours_is_times"], "x", at_least=TARGETS.get(name),
-            detail=f"{result['images_per_s']:,.0f} images/s there")
-        for name, result in measure(root, repeats).items() if name != "ours"
-    ]  # fmt: skip
-
-
-def training_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.training import epoch_rows
-
-    return epoch_rows(root, repeats)
-
-
-def step_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.training import tiny_step_rows
-
-    return tiny_step_rows(root, repeats)
-
-
-def startup_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.process import startup_rows as rows
-
-    return rows(repeats)
-
-
-def memory_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.process import memory_rows as rows
-
-    return rows(root)
-
-
-def network_rows(root: str, repeats: int) -> list[Row]:
-    from tests.benchmarks.networks import network_rows as rows
-
-    return rows(repeats)
-
-
-PARTS: dict[str, Callable[[str, int], list[Row]]] = {
-    "startup": startup_rows,
-    "memory": memory_rows,
-    "input": input_rows,
-    "step": step_rows,
-    "training": training_rows,
-    "networks": network_rows,
+PARTS: dict[str, Callable[[Setting], list[Row]]] = {
+    "startup": process.startup_rows,
+    "memory": process.memory_rows,
+    "input": input_pipeline.input_rows,
+    "step": training.tiny_step_rows,
+    "training": training.epoch_rows,
+    "tutorial": training.tutorial_rows,
+    "evaluation": evaluation.evaluation_rows,
+    "networks": networks.network_rows,
+    "growth": growth.growth_rows,
+    "sweep": sweep.sweep_rows,
+    "search": sweep.search_rows,
+    "kernels": training.kernel_rows,
 }
+ON_GPU = [name for name in PARTS if name not in ("sweep", "search")]
+ON_CPU = [name for name in PARTS if name != "kernels"]
 
 
 def machine() -> dict[str, str]:
@@ -82,6 +50,7 @@ def machine() -> dict[str, str]:
         "processor": model,
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning", "hydra-core")},
     }
@@ -90,17 +59,21 @@ def machine() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument("--root", default="../shared/datasets", help="folder of cifar-10-batches-py")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu", action="store_true", help="on the first GPU, with the images on it")
     arguments = parser.parse_args()
+    if arguments.gpu and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA GPU here")
     if not (Path(arguments.root) / "cifar-10-batches-py").is_dir():
         parser.error(f"there is no CIFAR-10 in {arguments.root}: give its folder with --root")
 
     table = Table("figure", "measured", "target", "", "of", title="  ".join(machine().values()))
     rows: list[Row] = []
-    for name in arguments.only:
+    setting = Setting(arguments.root, arguments.repeats, arguments.gpu)
+    for name in arguments.only or (ON_GPU if arguments.gpu else ON_CPU):
         start = time.perf_counter()
-        rows += PARTS[name](arguments.root, arguments.repeats)
+        rows += PARTS[name](setting)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     for row in rows:
         mark = "" if not row.target else "ok" if row.holds else "MISSED"

@@ -13,7 +13,7 @@ from src.networks.alexnet import AlexNet
 from src.networks.googlenet import GoogLeNet
 from src.networks.resnet import ResNet
 from src.networks.vgg import VGG
-from tests.benchmarks.table import Row, alternate
+from tests.benchmarks.table import Row, Setting, alternate, wait
 
 BATCH = 16
 
@@ -51,24 +51,25 @@ def _headless(network: nn.Module, size: int) -> nn.Module:
     return network
 
 
-def step_seconds(network: nn.Module, size: int, steps: int = 3) -> float:
+def step_seconds(network: nn.Module, size: int, device: torch.device, steps: int = 3) -> float:
     """The fastest of some training steps, channels_last, after one to warm up."""
-    network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (BATCH,))
+    images = torch.randn(BATCH, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (BATCH,), device=device)
     fastest = float("inf")
     for number in range(steps + 1):
         start = time.perf_counter()
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
+        wait(device)
         if number:
             fastest = min(fastest, time.perf_counter() - start)
     return fastest
 
 
-def network_rows(repeats: int) -> list[Row]:
+def network_rows(setting: Setting) -> list[Row]:
     """Each network at 32 and 96 px: the time of our step by theirs."""
     rows = []
     for size in (32, 96):
@@ -76,12 +77,12 @@ def network_rows(repeats: int) -> list[Row]:
             mine, other = ours(), theirs()
 
             def first(network: nn.Module = mine, size: int = size) -> float:
-                return step_seconds(network, size)
+                return step_seconds(network, size, setting.device)
 
             def second(network: nn.Module = other, size: int = size) -> float:
-                return step_seconds(network, size)
+                return step_seconds(network, size, setting.device)
 
-            ratio, seconds = alternate(first, second, repeats)
+            ratio, seconds = alternate(first, second, setting.repeats)
             detail = f"{seconds[0] * 1e3:.1f} ms / {seconds[1] * 1e3:.1f} ms"
             rows.append(Row(f"step of {name} at {size} px / torchvision's", ratio, "x", at_most=1.0, detail=detail))
     return rows

@@ -9,7 +9,7 @@ import tempfile
 import time
 from statistics import median
 
-from tests.benchmarks.table import Row, alternate
+from tests.benchmarks.table import Row, Setting, alternate
 
 BARE_IMPORTS = "import torch, lightning"
 CIFAR10_BYTES = 60_000 * 3 * 32 * 32
@@ -22,12 +22,12 @@ def seconds(*arguments: str) -> float:
     return time.perf_counter() - start
 
 
-def first_step() -> float:
+def first_step(setting: Setting) -> float:
     """Seconds from the command to the end of its first training step, on the digits with every default."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-m", "src.train", "trainer=cpu", "trainer.max_steps=1", "test=false",
+            [sys.executable, "-m", "src.train", *setting.trainer, "trainer.max_steps=1", "test=false",
              f"paths.log_dir={folder}", "+callbacks.signal._target_=tests.benchmarks.process.FirstStep"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
@@ -56,13 +56,13 @@ def __getattr__(name: str) -> type:
     return FirstStep
 
 
-def startup_rows(repeats: int) -> list[Row]:
+def startup_rows(setting: Setting) -> list[Row]:
     """`--help`, `--cfg job`, and the first training step against bare imports."""
     rows = []
     for arguments, most in ((("--help",), 0.7), (("--cfg", "job"), 1.5)):
-        value = median(seconds("-m", "src.train", *arguments) for _ in range(repeats))
+        value = median(seconds("-m", "src.train", *arguments) for _ in range(setting.repeats))
         rows.append(Row(f"python -m src.train {' '.join(arguments)}", value, "s", at_most=most))
-    ratio, each = alternate(first_step, lambda: seconds("-c", BARE_IMPORTS), repeats)
+    ratio, each = alternate(lambda: first_step(setting), lambda: seconds("-c", BARE_IMPORTS), setting.repeats)
     detail = f"{each[0]:.2f} s / {each[1]:.2f} s"
     return [*rows, Row("first training step / import torch, lightning", ratio, "x", at_most=1.3, detail=detail)]
 
@@ -75,10 +75,10 @@ def peak_bytes(*arguments: str) -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory_rows(root: str) -> list[Row]:
+def memory_rows(setting: Setting) -> list[Row]:
     """A training on all of CIFAR-10 against what the imports and the images alone take."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["data=cifar10", f"data.root={root}", "trainer=cpu", f"paths.log_dir={folder}"]
+        overrides = ["data=cifar10", f"data.root={setting.root}", *setting.trainer, f"paths.log_dir={folder}"]
         short = ["trainer.max_epochs=1", "trainer.limit_train_batches=50"]
         training = peak_bytes("-m", "src.train", *overrides, *short)
     bare = peak_bytes("-c", f"{BARE_IMPORTS}, torchvision")

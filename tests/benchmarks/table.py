@@ -6,6 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import torch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where CIFAR-10 is, how often to measure, and whether on the first GPU."""
+
+    root: str
+    repeats: int
+    gpu: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.gpu else "cpu")
+
+    @property
+    def trainer(self) -> list[str]:
+        """Overrides of a training."""
+        return ["trainer=gpu"] if self.gpu else ["trainer=cpu"]
+
+
+def wait(device: torch.device) -> None:
+    """Until all that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 @dataclass
 class Row:

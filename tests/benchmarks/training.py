@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision import datasets
 
+from src.data.datamodule import ImageSet
 from src.run import build_datamodule, build_model
 from src.train import train
-from tests.benchmarks.table import Row, alternate
+from tests.benchmarks.input_pipeline import NORMALIZE, per_image
+from tests.benchmarks.table import Row, Setting, alternate, wait
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 FULL_EPOCH = 390  # steps of CIFAR-10's 50,000 images at batch 128
@@ -41,16 +46,24 @@ class Probe(Callback):
             Probe.rest.append(self.start - self.end)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wait(pl_module.device)
         self.end = time.perf_counter()
         Probe.steps.append(self.end - self.start)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.end is not None
+        Probe.rest.append(time.perf_counter() - self.end)
 
-def config(root: str, *overrides: str) -> DictConfig:
-    """A training on CIFAR-10 with every default callback and logger, in a folder that goes away."""
+
+def config(setting: Setting, *overrides: str) -> DictConfig:
+    """A training (of CIFAR-10 unless it says otherwise) with all default callbacks and loggers, in a temporary folder."""
     folder = tempfile.mkdtemp(prefix="bench")
+    store = ["data.store=device"] if setting.gpu else []
+    if not any(override.startswith("data=") for override in overrides):
+        overrides = ("data=cifar10", f"data.root={setting.root}", *overrides)
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose("train", [
-            "data=cifar10", f"data.root={root}", "data.val_size=0", "trainer=cpu", "scheduler=none", "test=false",
+            "data.val_size=0", "scheduler=none", "test=false", *setting.trainer, *store,
             f"paths.output_dir={folder}", "+callbacks.probe._target_=tests.benchmarks.training.Probe", *overrides,
         ])  # fmt: skip
 
@@ -65,14 +78,31 @@ def quietly(function: Callable[[], Any]) -> Any:
     return result
 
 
-def hand_written(cfg: DictConfig, steps: int, epochs: int) -> list[float]:
-    """Seconds of each epoch of the loop a careful person writes: the same loader, network and optimizer."""
-    data, model = build_datamodule(cfg), build_model(cfg, pretrained=False)
+class Step:
+    """The training step that a careful person writes, for the network and the optimizer of a config."""
+
+    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
+        model = build_model(cfg, pretrained=False).to(device)
+        self.network = model.network.train()
+        self.optimizer = model.optimizer_factory(self.network.parameters())
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad()
+        with self.autocast:
+            loss = nn.functional.cross_entropy(self.network(images), labels)
+        loss.backward()
+        self.optimizer.step()
+
+
+def hand_written(cfg: DictConfig, device: torch.device, steps: int, epochs: int) -> list[float]:
+    """Seconds of each epoch of a hand-written loop over the same batches."""
+    data: Any = build_datamodule(cfg)
     data.prepare_data()
     data.setup("fit")
-    loader = data.train_dataloader()
-    network = model.network.train()
-    optimizer = model.optimizer_factory(network.parameters())
+    data.train_set = ImageSet(data.train_set.images.to(device), data.train_set.labels)
+    loader, step = data.train_dataloader(), Step(cfg, device)
     seconds = []
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
@@ -80,32 +110,78 @@ def hand_written(cfg: DictConfig, steps: int, epochs: int) -> list[float]:
         for number, (images, labels) in enumerate(loader):
             if number == steps:
                 break
-            images, labels = data.augment(images, labels, epoch, number)
-            images = images.contiguous(memory_format=torch.channels_last)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images), labels).backward()
-            optimizer.step()
+            step(*data.augment(images, labels, epoch, number))
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def epoch_rows(root: str, repeats: int) -> list[Row]:
+def epoch_rows(setting: Setting) -> list[Row]:
     """One whole epoch against the hand-written loop; VGG11-BN's steps are timed on a part and scaled up."""
     rows = []
     for name, steps, epochs, most in (("tinyvgg", 100, 3, 1.05), ("vgg11_bn", 12, 2, 1.02)):
-        overrides = [f"model={name}", f"trainer.limit_train_batches={steps}", f"trainer.max_epochs={epochs}"]
-
-        def ours(overrides: list[str] = overrides, steps: int = steps) -> float:
-            quietly(lambda: train(config(root, *overrides)))
-            return min(Probe.steps[1:]) / steps * FULL_EPOCH + min(Probe.rest)
-
-        def plain(overrides: list[str] = overrides, steps: int = steps, epochs: int = epochs) -> float:
-            return min(hand_written(config(root, *overrides), steps, epochs)[1:]) / steps * FULL_EPOCH
-
-        ratio, seconds = alternate(ours, plain, repeats)
+        if setting.gpu:
+            steps, epochs = FULL_EPOCH, 3
+        ratio, seconds = beside_hand_written(setting, steps, epochs, f"model={name}")
         rows.append(Row(f"epoch of {name}, batch 128: train(cfg) / hand-written loop", ratio, "x", at_most=most,
                         detail=f"{seconds[0]:.1f} s / {seconds[1]:.1f} s"))  # fmt: skip
     return rows
+
+
+def beside_hand_written(setting: Setting, steps: int, epochs: int, *overrides: str) -> tuple[float, list[float]]:
+    """`train(cfg)` by the hand-written loop, and the seconds of each for an epoch of CIFAR-10's 390 batches."""
+    overrides = (*overrides, f"trainer.limit_train_batches={steps}", f"trainer.max_epochs={epochs}")
+
+    def ours() -> float:
+        quietly(lambda: train(config(setting, *overrides)))
+        return min(Probe.steps[1:]) / steps * FULL_EPOCH + min(Probe.rest)
+
+    def plain() -> float:
+        return min(hand_written(config(setting, *overrides), setting.device, steps, epochs)[1:]) / steps * FULL_EPOCH
+
+    return alternate(ours, plain, setting.repeats)
+
+
+def tutorial_rows(setting: Setting) -> list[Row]:
+    """A whole first epoch of TinyVGG by the loop of the tutorials, with torchvision's PIL images in a DataLoader."""
+    accuracies: dict[str, list[float]] = {}
+
+    def ours() -> float:
+        metrics, _ = quietly(lambda: train(config(setting, "trainer.max_epochs=1", "test=true")))
+        accuracies.setdefault("ours", []).append(metrics["test/acc"])
+        return Probe.steps[-1] + Probe.rest[-1]
+
+    def tutorial(workers: int) -> float:
+        batches, step = (
+            per_image(setting.root, on_tensors=False, workers=workers),
+            Step(config(setting), setting.device),
+        )
+        start = time.perf_counter()
+        for images, labels in batches():
+            step(images.to(setting.device), labels.to(setting.device))
+        wait(setting.device)
+        seconds = time.perf_counter() - start
+        accuracies.setdefault(str(workers), []).append(accuracy(step.network, setting.root, setting.device))
+        return seconds
+
+    rows = []
+    for workers in (0, 2):
+        ratio, seconds = alternate(lambda w=workers: tutorial(w), ours, setting.repeats)  # type: ignore[misc]
+        reached = f"{median(accuracies[str(workers)]):.1%} / {median(accuracies['ours']):.1%} on the test images"
+        rows.append(Row(f"epoch of tinyvgg, batch 128: PIL DataLoader, {workers} workers / train(cfg)", ratio, "x",
+                        at_least=1.6, detail=f"{seconds[0]:.1f} s / {seconds[1]:.1f} s, {reached}"))  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, root: str, device: torch.device) -> float:
+    """Share of CIFAR-10's test images that a network gets right."""
+    source = datasets.CIFAR10(root, train=False, transform=NORMALIZE)
+    network.eval()
+    hits = 0
+    for images, labels in DataLoader(source, batch_size=500):
+        hits += int((network(images.to(device)).argmax(dim=1).cpu() == labels).sum())
+    return hits / len(source)
 
 
 class Thousand(nn.Module):
@@ -152,23 +228,23 @@ class Habits(Bare):
         return loss
 
 
-def tiny_step_rows(root: str, repeats: int, steps: int = 1500) -> list[Row]:
+def tiny_step_rows(setting: Setting, steps: int = 1500) -> list[Row]:
     """A network of 1,000 parameters at batch 8: what the framework adds to a step."""
     overrides = ["data.batch_size=8", f"trainer.limit_train_batches={steps}", "trainer.max_epochs=2"]
 
     def ours() -> float:
-        cfg = config(root, *overrides, "model.network._target_=tests.benchmarks.training.Thousand",
+        cfg = config(setting, *overrides, "model.network._target_=tests.benchmarks.training.Thousand",
                      "~model.network.hidden_units")  # fmt: skip
         quietly(lambda: train(cfg))
         return Probe.steps[-1]
 
     def other(module: type[Bare], **options: Any) -> Callable[[], float]:
         def run() -> float:
-            data = build_datamodule(config(root, "data.batch_size=8"))
+            data = build_datamodule(config(setting, "data.batch_size=8"))
             probe = Probe()
             trainer = Trainer(
-                accelerator="cpu", max_epochs=2, limit_train_batches=steps, num_sanity_val_steps=0,
-                default_root_dir=tempfile.mkdtemp(prefix="bench"), **options,
+                accelerator="gpu" if setting.gpu else "cpu", max_epochs=2, limit_train_batches=steps,
+                num_sanity_val_steps=0, default_root_dir=tempfile.mkdtemp(prefix="bench"), **options,
             )  # fmt: skip
             trainer.callbacks.append(probe)
             quietly(lambda: trainer.fit(module(Thousand()), data))
@@ -177,8 +253,8 @@ def tiny_step_rows(root: str, repeats: int, steps: int = 1500) -> list[Row]:
         return run
 
     bare, habits = other(Bare, barebones=True), other(Habits)
-    to_bare, seconds = alternate(ours, bare, repeats)
-    to_habits, more = alternate(ours, habits, repeats)
+    to_bare, seconds = alternate(ours, bare, setting.repeats)
+    to_habits, more = alternate(ours, habits, setting.repeats)
     micro = 1e6 / steps
     return [
         Row("tiny step: train(cfg) / Lightning barebones", to_bare, "x", at_most=1.15,
@@ -186,3 +262,47 @@ def tiny_step_rows(root: str, repeats: int, steps: int = 1500) -> list[Row]:
         Row("tiny step: train(cfg) / Lightning with common habits", to_habits, "x", at_most=0.5,
             detail=f"{more[0] * micro:.0f} us / {more[1] * micro:.0f} us"),
     ]  # fmt: skip
+
+
+class Kernels(Callback):
+    """The kernels and copies that the GPU runs in each of some steps of a training."""
+
+    FIRST, LAST = 20, 39  # batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.FIRST:
+            self.profile = gpu_profile()
+            self.profile.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.LAST:
+            Kernels.each = stop_and_count(self.profile) / (self.LAST - self.FIRST + 1)
+
+
+def gpu_profile() -> torch.profiler.profile:
+    return torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    )
+
+
+def stop_and_count(profile: torch.profiler.profile) -> int:
+    """How many kernels and copies ran on the GPU since the profile was started."""
+    torch.cuda.synchronize()
+    profile.stop()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def kernel_rows(setting: Setting) -> list[Row]:
+    """Kernels in a step of TinyVGG, fetching and augmentation included: `train(cfg)` by the hand-written loop."""
+    probe = "+callbacks.kernels._target_=tests.benchmarks.training.Kernels"
+    quietly(lambda: train(config(setting, "trainer.max_epochs=1", "trainer.limit_train_batches=50", probe)))
+    cfg, steps = config(setting), Kernels.LAST - Kernels.FIRST + 1
+    hand_written(cfg, setting.device, steps, 1)
+    profile = gpu_profile()
+    profile.start()
+    hand_written(cfg, setting.device, steps, 1)
+    plain = stop_and_count(profile) / steps
+    return [Row("kernels in a step of tinyvgg: train(cfg) / hand-written loop", Kernels.each / plain, "x",
+                detail=f"{Kernels.each:.0f} / {plain:.0f}")]  # fmt: skip

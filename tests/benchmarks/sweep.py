@@ -1,7 +1,4 @@
-"""What a sweep adds to its jobs, and what pruning saves.
-
-python -m tests.benchmarks.sweep_overhead [--search]
-"""
+"""What a sweep adds to its jobs, and what pruning saves."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.table import Row
+from tests.benchmarks.table import Row, Setting
 from tests.conftest import run_command
 from tests.test_launcher import Standin
 
@@ -27,7 +24,7 @@ SEARCH = [
 ]  # fmt: skip
 
 
-def launcher_row(repeats: int) -> Row:
+def sweep_rows(setting: Setting) -> list[Row]:
     """Seconds a job of a sweep with n_jobs=1 beyond the same commands one after another; its start is shared out."""
 
     def alone() -> float:
@@ -47,12 +44,13 @@ def launcher_row(repeats: int) -> Row:
         assert code == 0, output
         return time.perf_counter() - start
 
-    pairs = [(swept(), alone()) for _ in range(repeats)]
+    pairs = [(swept(), alone()) for _ in range(setting.repeats)]
     added = median(a - b for a, b in pairs) / JOBS
-    return Row("sweep: launcher, a job", added, "s", at_most=0.3, detail=f"{JOBS} jobs, start and summary included")
+    detail = f"{JOBS} jobs, start and summary included"
+    return [Row("sweep with n_jobs=1: added to each job", added, "s", at_most=0.3, detail=detail)]
 
 
-def search_rows(seeds: int = 3) -> list[Row]:
+def search_rows(setting: Setting, seeds: int = 3) -> list[Row]:
     """Epochs of a search that prunes by the median as a share of one that does not, and how near its best comes."""
     shares, gaps = [], []
     for seed in range(seeds):
@@ -80,8 +78,3 @@ def _search(seed: int, pruner: str) -> tuple[int, float]:
         with metrics.open() as file:
             epochs += 1 + max(int(row["epoch"]) for row in csv.DictReader(file) if row["val/acc"])
     return epochs, max(trial["values"][0] for trial in study["trials"] if trial["state"] == "complete")
-
-
-if __name__ == "__main__":
-    for row in [launcher_row(5), *(search_rows() if "--search" in sys.argv else [])]:
-        print(f"{row.name:32s}{row.value:8.3f} {row.unit:3s} {row.target:8s} {row.detail}")

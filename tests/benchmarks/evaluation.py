@@ -1,0 +1,60 @@
+"""Evaluating a run against a bare loop over the same batches."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from src.eval import evaluate
+from src.run import open_run
+from src.train import train
+from tests.benchmarks.table import Row, Setting, alternate, wait
+from tests.benchmarks.training import CONF, config, quietly
+
+
+def evaluation_rows(setting: Setting) -> list[Row]:
+    """`src.eval` of a TinyVGG on CIFAR-10's test images: its loop by a bare one, and all the rest in seconds."""
+    cfg = config(setting, "~callbacks.probe", "trainer.limit_train_batches=5", "trainer.max_epochs=1")
+    quietly(lambda: train(cfg))
+    checkpoint = Path(cfg.paths.output_dir, "checkpoints/last.ckpt")
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        question = compose("eval", [f"ckpt_path={checkpoint}", f"paths.output_dir={tempfile.mkdtemp(prefix='bench')}"])
+    rest = []
+
+    def ours() -> float:
+        start = time.perf_counter()
+        metrics, _ = quietly(lambda: evaluate(question))
+        loop = 10_000 / metrics["test/images_per_s"]
+        rest.append(time.perf_counter() - start - loop)
+        return loop
+
+    run = open_run(checkpoint)
+    device = setting.device
+    data: Any = run.datamodule
+    data.prepare_data()
+    data.setup("test")
+    loader, network = data.test_dataloader(), run.network.to(device)
+
+    @torch.no_grad()
+    def bare() -> float:
+        start = time.perf_counter()
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            network(data.preprocess.to(device)(images).contiguous(memory_format=torch.channels_last)).softmax(dim=1)
+        wait(device)
+        return time.perf_counter() - start
+
+    ours(), bare()  # to warm up
+    ratio, seconds = alternate(ours, bare, setting.repeats)
+    rest.sort()
+    return [
+        Row("evaluation of 10,000 images: src.eval / bare loop", ratio, "x", at_most=1.1,
+            detail=f"{seconds[0]:.2f} s / {seconds[1]:.2f} s"),
+        Row("evaluation: metrics, figures and files", rest[len(rest) // 2], "s", at_most=15),
+    ]  # fmt: skip
