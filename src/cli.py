@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import sweeps
-from src.run import CONF, RunError, resume_arguments
+from src.run import CONF, RunError, register_resolvers, resume_arguments
 
 USER_ERRORS = (
     ValueError,
@@ -47,6 +47,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         with _one_line_errors(config_name, show_traceback):
             return task(cfg)
 
+    register_resolvers()
     with _one_line_errors(config_name, show_traceback):
         if config_name == "train":
             sweeps.register()

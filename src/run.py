@@ -50,14 +50,20 @@ class RunError(Exception):
 
 
 def register_resolvers() -> None:
-    """Makes the resolvers of `conf` known to OmegaConf: `${count_classes:FOLDER}`."""
+    """Makes the resolvers of `conf` known to OmegaConf: `${count_classes:FOLDER}`, `${fastest_cpu_precision:}`."""
 
     def count_classes(folder: str) -> int:
         from src.data.listing import count_classes as count
 
         return count(folder)
 
+    def fastest_cpu_precision() -> str:
+        from src.callbacks.processor import fastest_precision
+
+        return fastest_precision()
+
     OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
+    OmegaConf.register_new_resolver("fastest_cpu_precision", fastest_cpu_precision, replace=True)
 
 
 def check_targets(config: Any, section: str = "") -> None:

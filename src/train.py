@@ -42,6 +42,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", r".*smaller than the logging interval")  # metrics are logged once an epoch
+    warnings.filterwarnings("ignore", ".*not supported by the model summary")  # its megabytes are those of float32
     register_resolvers()
     start = time.perf_counter()
     seed_everything(cfg.seed, workers=True, verbose=False)

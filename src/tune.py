@@ -171,9 +171,9 @@ class Bench:
                 f"trainer.precision={self.trainer.precision} is not among those that are measured on this device; "
                 f"start from one of {', '.join(self.precisions)}."
             )
-        keep = OmegaConf.select(cfg, "callbacks.keep_memory")
-        if keep is not None:  # a processor's speed depends on it
-            instantiate(keep).setup(self.trainer, None, "fit")
+        processor = OmegaConf.select(cfg, "callbacks.processor")
+        if processor is not None:  # a step's speed depends on it
+            instantiate(processor).setup(self.trainer, None, "fit")
         torch.manual_seed(cfg.seed)
 
     @property

@@ -21,7 +21,10 @@ needs_cifar10 = pytest.mark.skipif(
 )
 
 # A network and an amount of data that train in a second.
-QUICK = ["data.limit=200", "data.batch_size=32", "model.network.hidden_units=4", "trainer=cpu", "trainer.max_epochs=2"]
+QUICK = [
+    *("data.limit=200", "data.batch_size=32", "model.network.hidden_units=4"),
+    *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=2"),
+]
 SILENT = ["callbacks.model_summary=null", "callbacks.tensorboard_pictures=null"]
 
 

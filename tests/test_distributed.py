@@ -18,7 +18,7 @@ ARGUMENTS = ["optimizer=sgd", "model.network.hidden_units=8", "data.val_size=137
 def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_path: Path) -> None:
     results = {}
     for name, arguments in {
-        "one": ["trainer=cpu", "data.batch_size=32"],
+        "one": ["trainer=cpu", "trainer.precision=32-true", "data.batch_size=32"],
         "two": ["trainer=ddp_cpu", "data.batch_size=16"],
     }.items():
         done = run_command("-m", "src.train", *ARGUMENTS, *arguments, f"hydra.run.dir={tmp_path}/{name}")

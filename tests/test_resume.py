@@ -22,7 +22,16 @@ from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
 # Dropout, augmentation and momentum: all that draws numbers or keeps state. VGG's two hidden layers drop out.
 NETWORK = ["model=vgg_custom", "model.network.stages=[8,M,8,M]", "model.network.hidden=[32]"]
 DATA = ["data.limit=1000", "data.batch_size=8"]  # 112 steps an epoch, some tenths of a second
-ARGUMENTS = [*NETWORK, *DATA, *SILENT, "trainer=cpu", "trainer.max_epochs=5", "optimizer=sgd", "optimizer.lr=0.01"]
+ARGUMENTS = [
+    *NETWORK,
+    *DATA,
+    *SILENT,
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=5",
+    "optimizer=sgd",
+    "optimizer.lr=0.01",
+]
 
 
 def train(folder: Path, *arguments: str) -> None:

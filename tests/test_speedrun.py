@@ -268,6 +268,6 @@ def test_the_fast_resnet_recipe_trains_with_all_its_tricks(config) -> None:
 
 
 def test_kept_memory_changes_no_result(config) -> None:
-    without = "callbacks.keep_memory=null"
+    without = "callbacks.processor=null"
     runs = [train(config("model=speedrun", *FEW, *SILENT, *more, "test=false"))[0] for more in ([without], [])]
     assert runs[0]["val/loss"] == runs[1]["val/loss"]

@@ -194,11 +194,12 @@ class Sums:
 
     def flush(self) -> dict[str, Tensor]:
         """Moves what was added since the last call into the totals, and returns it: one value (N,) a batch."""
-        added = {}
-        for name, values in self.pending.items():  # those from a checkpoint lie on the CPU
-            added[name] = torch.stack([value.to(values[-1].device) for value in values]).float()
-        for name, values in added.items():
-            total = values.sum()
+        added = {
+            name: torch.stack([value.to(values[-1].device) for value in values]).float()  # a checkpoint's: on the CPU
+            for name, values in self.pending.items()
+        }
+        for name, each in added.items():
+            total = each.sum()
             self.totals[name] = self.totals[name].to(total.device) + total if name in self.totals else total
         self.pending = {}
         return added

@@ -24,12 +24,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision import datasets
 
 from src.data.datamodule import ImageSet
-from src.run import build_datamodule, build_model
+from src.run import build_datamodule, build_model, register_resolvers
 from src.train import train
 from tests.benchmarks.input_pipeline import NORMALIZE, per_image
 from tests.benchmarks.table import Row, Setting, alternate, wait
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
+PLAIN = ["trainer.precision=32-true", "model.channels_last=false"]  # torch's own defaults
 FULL_EPOCH = 390  # steps of CIFAR-10's 50,000 images at batch 128
 
 
@@ -56,7 +57,8 @@ class Probe(Callback):
 
 
 def config(setting: Setting, *overrides: str) -> DictConfig:
-    """A training (of CIFAR-10 unless it says otherwise) with all default callbacks and loggers, in a temporary folder."""
+    """A training, of CIFAR-10 unless it says otherwise, with all default callbacks and loggers, in a folder for it."""
+    register_resolvers()
     folder = tempfile.mkdtemp(prefix="bench")
     store = ["data.store=device"] if setting.gpu else []
     if not any(override.startswith("data=") for override in overrides):
@@ -82,13 +84,14 @@ class Step:
     """The training step that a careful person writes, for the network and the optimizer of a config."""
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        model = build_model(cfg, pretrained=False).to(device)
+        model: Any = build_model(cfg, pretrained=False).to(device)
+        self.memory_format = model.memory_format
         self.network = model.network.train()
         self.optimizer = model.optimizer_factory(self.network.parameters())
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         self.optimizer.zero_grad()
         with self.autocast:
             loss = nn.functional.cross_entropy(self.network(images), labels)
@@ -154,7 +157,7 @@ def tutorial_rows(setting: Setting) -> list[Row]:
     def tutorial(workers: int) -> float:
         batches, step = (
             per_image(setting.root, on_tensors=False, workers=workers),
-            Step(config(setting), setting.device),
+            Step(config(setting, *PLAIN), setting.device),
         )
         start = time.perf_counter()
         for images, labels in batches():
@@ -230,7 +233,8 @@ class Habits(Bare):
 
 def tiny_step_rows(setting: Setting, steps: int = 1500) -> list[Row]:
     """A network of 1,000 parameters at batch 8: what the framework adds to a step."""
-    overrides = ["data.batch_size=8", f"trainer.limit_train_batches={steps}", "trainer.max_epochs=2"]
+    limits = [f"trainer.limit_train_batches={steps}", "trainer.max_epochs=2"]
+    overrides = ["data.batch_size=8", "trainer.precision=32-true", *limits]
 
     def ours() -> float:
         cfg = config(setting, *overrides, "model.network._target_=tests.benchmarks.training.Thousand",
