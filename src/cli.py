@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import sweeps
+from src.processes import joined_arguments
 from src.run import CONF, RunError, register_resolvers, resume_arguments
 
 USER_ERRORS = (
@@ -51,7 +52,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     with _one_line_errors(config_name, show_traceback):
         if config_name == "train":
             sweeps.register()
-            sys.argv[1:] = resume_arguments(sys.argv[1:])
+            sys.argv[1:] = resume_arguments(joined_arguments(sys.argv[1:]))
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()

@@ -85,6 +85,9 @@ def _adjust(run: Run, cfg: DictConfig) -> None:
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     data, trainer = plain.get("data") or {}, plain.get("trainer") or {}
+    for key in ("mean", "std"):
+        if data.get(key) is not None:
+            raise ValueError(f"data.{key} cannot be changed: the network learnt with the normalisation of its run.")
     for section, given in (("data", data), ("trainer", trainer)):
         unknown = set() if "_target_" in given else set(given) - set(run.config[section])
         if unknown:
@@ -319,10 +322,9 @@ def _print(cfg: DictConfig, metrics: dict[str, float], objects: dict[str, Any]) 
 
     value = {name.partition("/")[2]: number for name, number in metrics.items()}
     run, per_class = objects["run"], objects["per_class"]
-    title = (
-        f"{run.checkpoint_path} (epoch {run.checkpoint['epoch']}) on {cfg.split}: {per_class['images'].sum():,} images"
-    )
-    table = Table("", "as they are", title=title, title_justify="left")
+    images = per_class["images"].sum()
+    print(f"{run.checkpoint_path} (epoch {run.checkpoint['epoch']}) on {cfg.split}: {images:,} images")
+    table = Table("", "as they are")
     if cfg.tta != "none":
         table.add_column(f"tta={cfg.tta}")
     names = {

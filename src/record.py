@@ -72,14 +72,11 @@ def print_results(results: dict[str, Any], output: Path) -> None:
 
     metrics = results["metrics"]
     stages = [stage for stage in ("train", "val", "test") if f"{stage}/loss" in metrics]
-    table = Table(
-        "",
-        *stages,
-        title=f"{results['parameters']:,} parameters, {results['epochs']} epochs, {results['seconds']:.0f} s",
-    )
+    table = Table("", *stages)
     for name, form in (("loss", ".4f"), ("acc", ".2%"), ("acc_top5", ".2%")):
         cells = [format(metrics[key], form) if (key := f"{stage}/{name}") in metrics else "" for stage in stages]
         table.add_row(name, *cells)
+    print(f"{results['parameters']:,} parameters, {results['epochs']} epochs, {results['seconds']:.0f} s")
     rich_print(table)
     if results["best"]:
         best = results["best"]

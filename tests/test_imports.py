@@ -10,7 +10,18 @@ import pytest
 from tests.conftest import ROOT, run_command
 
 ENTRY_POINTS = {"train", "eval", "predict", "export", "report", "tune"}
-ROOMS = {"networks", "modules", "data", "callbacks", "figures", "sweeps", "run", "record", "cli"} | ENTRY_POINTS
+ROOMS = {
+    "networks",
+    "modules",
+    "data",
+    "callbacks",
+    "figures",
+    "sweeps",
+    "run",
+    "record",
+    "cli",
+    "processes",
+} | ENTRY_POINTS
 
 FORBIDDEN = {
     "networks": {"lightning", "hydra", "omegaconf"} | (ROOMS - {"networks"}),
@@ -22,6 +33,7 @@ FORBIDDEN = {
     "run": ENTRY_POINTS,
     "record": ENTRY_POINTS,
     "cli": ENTRY_POINTS,
+    "processes": {"lightning", "hydra"} | (ROOMS - {"processes"}),
     **{name: ENTRY_POINTS - {name} for name in ENTRY_POINTS},
 }
 

@@ -39,7 +39,7 @@ def train(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts,
@@ -48,7 +48,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def stop_after_epoch(folder: Path, epoch: int, signum: int, delay: float = 0.0) -> str:
     """Starts a run, sends the signal `delay` seconds after the epoch's line, and returns what it printed."""
-    process = start(folder, *ARGUMENTS, f"hydra.run.dir={folder}")
+    return signal_after_epoch(start(*ARGUMENTS, f"hydra.run.dir={folder}"), epoch, signum, delay)
+
+
+def signal_after_epoch(process: subprocess.Popen[str], epoch: int, signum: int, delay: float) -> str:
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -113,6 +116,30 @@ def test_a_stopped_run_saves_in_the_middle_of_an_epoch_and_goes_on_there(
     assert_equal_outcome(folder, uninterrupted)
 
 
+def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on_in_its_folder(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    for name, value in {"JOB_ID": "77", "STEP_ID": "0", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = [*ARGUMENTS, f"paths.log_dir={tmp_path}/logs"]
+    folder = tmp_path / "logs/train/runs/slurm_77.0"
+    process = start(*command)
+    signal_after_epoch(process, 1, signal.SIGUSR1, delay=0.1)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert not (folder / "results.json").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = run_command("-m", "src.train", *command)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "logs/train/runs").iterdir()] == [folder.name]
+    assert_equal_outcome(folder, uninterrupted)
+
+
 def test_overrides_apply_on_top_of_the_saved_config(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(folder, "trainer.max_epochs=1", "test=false")
@@ -133,7 +160,7 @@ def test_twenty_kills_at_random_moments_give_twenty_equal_results(uninterrupted:
     whole = time.monotonic() - whole
     for number in range(20):
         folder = tmp_path / str(number)
-        process = start(folder, *ARGUMENTS, f"hydra.run.dir={folder}")
+        process = start(*ARGUMENTS, f"hydra.run.dir={folder}")
         time.sleep(random.Random(number).uniform(0.5, 1.0) * whole)
         process.send_signal(signal.SIGKILL)
         process.communicate()

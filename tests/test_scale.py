@@ -114,7 +114,7 @@ def test_two_nodes_under_torchrun_give_what_one_process_gives(
     for rank, (name, interface, _) in enumerate(two_nodes):
         torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}"]
         meet = [f"--master_addr={two_nodes[0][2]}", "--master_port=29511", "-m"]
-        command = [sys.executable, "-m", *torchrun, *meet, *common, *distributed, f"hydra.run.dir={tmp_path}/two"]
+        command = [sys.executable, "-m", *torchrun, *meet, *common, *distributed, f"paths.log_dir={tmp_path}/two"]
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(
@@ -131,8 +131,9 @@ def test_two_nodes_under_torchrun_give_what_one_process_gives(
 
     one = run_command("-m", *common, "data.batch_size=32", f"hydra.run.dir={tmp_path}/one")
     assert one.returncode == 0, one.stderr
+    (two,) = (tmp_path / "two/train/runs").iterdir()  # both processes agree on the name
     two_metrics, one_metrics = (
-        json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in ("two", "one")
+        json.loads((folder / "results.json").read_text())["metrics"] for folder in (two, tmp_path / "one")
     )
     for metric in ("train/loss", "val/loss", "val/acc", "test/loss", "test/acc"):
         assert two_metrics[metric] == pytest.approx(one_metrics[metric], abs=1e-4), metric

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class RunRecord(Callback):
 
     The random numbers of dropout are drawn from a seed of their own each epoch, and their state travels in
     the checkpoint. SIGTERM and the first Ctrl-C end the run after the current step, once `last.ckpt` is saved
-    (in the middle of a validation, the one of the epoch before stays); a second Ctrl-C ends it at once.
+    (in the middle of a validation, the one of the epoch before stays); a second Ctrl-C ends it at once. SIGUSR1,
+    SLURM's warning before the time limit (`--signal=SIGUSR1@90`), does the same and has the job requeued.
 
     Args:
         folder: where `last.ckpt` goes.
@@ -84,6 +86,7 @@ class RunRecord(Callback):
         self.seed = seed
         self._random_state: dict[str, Any] | None = None
         self._old_handler: Any = None
+        self._requeue = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
@@ -110,6 +113,15 @@ class RunRecord(Callback):
         if self._random_state["cuda"] is not None:
             torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        def warned(signum: int, frame: Any) -> None:
+            self._requeue = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        # Lightning's own handler comes later and stays away where there is one: it knows nothing of `last.ckpt`.
+        if stage == "fit" and "SLURM_JOB_ID" in os.environ and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, warned)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def stop(signum: int, frame: Any) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -126,5 +138,9 @@ class RunRecord(Callback):
             self._old_handler = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.training:
+        if not isinstance(exception, SIGTERMException):
+            return
+        if trainer.training:
             trainer.save_checkpoint(self.folder / "last.ckpt")
+        if self._requeue and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
