@@ -31,7 +31,7 @@ def close_record(output: Path, metrics: dict[str, float], objects: dict[str, Any
     Args:
         metrics: last value of every metric.
         objects: as `train` returns them.
-        seconds: from the start of the training to the end of the test.
+        seconds: from the start of the training to the end of the test, over all that a resumed run took.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 

@@ -40,9 +40,14 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    warnings.filterwarnings("ignore", r".*smaller than the logging interval")  # metrics are logged once an epoch
-    warnings.filterwarnings("ignore", ".*not supported by the model summary")  # its megabytes are those of float32
+    for needless in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        ".*smaller than the logging interval",  # metrics are logged once an epoch
+        ".*sync_dist=True",  # as sums over all processes
+        ".*not supported by the model summary",  # its megabytes are those of float32
+        ".*(have no `val_dataloader`|Total length of `list` across ranks is zero)",  # data.val_size=0
+    ):
+        warnings.filterwarnings("ignore", needless)
     register_resolvers()
     start = time.perf_counter()
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -95,7 +100,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         "callbacks": trainer.callbacks, "logger": logger, "trainer": trainer,
     }  # fmt: skip
     if trainer.is_global_zero and not trainer.fast_dev_run:
-        print_results(close_record(output, metrics, objects, time.perf_counter() - start), output)
+        seconds = record.earlier_seconds + time.perf_counter() - start
+        print_results(close_record(output, metrics, objects, seconds), output)
     return metrics, objects
 
 

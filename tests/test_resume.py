@@ -80,7 +80,9 @@ def assert_equal_outcome(folder: Path, expected: Path) -> None:
     assert [p.name for p in folder.glob(f"checkpoints/{stem}")] == [
         p.name for p in expected.glob(f"checkpoints/{stem}")
     ]
-    metrics, expected_metrics = (json.loads((f / "results.json").read_text())["metrics"] for f in (folder, expected))
+    results, expected_results = (json.loads((f / "results.json").read_text()) for f in (folder, expected))
+    assert results["seconds"] > results["train_seconds"] > 0.2 * expected_results["train_seconds"]
+    metrics, expected_metrics = results["metrics"], expected_results["metrics"]
     del metrics["train/images_per_s"], expected_metrics["train/images_per_s"]
     assert metrics == expected_metrics
 

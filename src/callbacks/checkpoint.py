@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,13 @@ class RunRecord(Callback):
     def __init__(self, folder: str | Path, seed: int) -> None:
         self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
         self.metrics: dict[str, float] = {}  # as last logged before the checkpoint that the run went on from
+        self.earlier_seconds = 0.0  # that the run had taken until that checkpoint
         self.folder = Path(folder)
         self.seed = seed
         self._random_state: dict[str, Any] | None = None
         self._old_handler: Any = None
         self._requeue = False
+        self._start = time.perf_counter()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
@@ -94,12 +97,14 @@ class RunRecord(Callback):
         checkpoint.update(
             self.contents,
             metrics={**self.metrics, **metrics},
+            seconds=self.earlier_seconds + time.perf_counter() - self._start,
             random_state={"cpu": torch.get_rng_state(), "cuda": cuda},
         )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random_state = checkpoint.get("random_state")
         self.metrics = checkpoint.get("metrics", {})
+        self.earlier_seconds = checkpoint.get("seconds", 0.0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = random.Random(f"{self.seed} {trainer.current_epoch} {trainer.global_rank}")

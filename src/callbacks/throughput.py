@@ -1,13 +1,17 @@
 """How many images a second the training takes in."""
 
 import time
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Logs `train/images_per_s`: images of all processes by the time spent in training steps of the epoch."""
+    """Logs `train/images_per_s`: images of all processes by the time spent in training steps of the epoch.
+
+    `images` and `train_seconds` count on where a resumed run went on.
+    """
 
     def __init__(self) -> None:
         self.images_per_s = 0.0  # of the last whole epoch
@@ -37,3 +41,9 @@ class Throughput(Callback):
         self.images += images
         self.train_seconds += seconds
         pl_module.log("train/images_per_s", self.images_per_s)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.train_seconds = state_dict["images"], state_dict["train_seconds"]

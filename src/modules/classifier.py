@@ -86,8 +86,8 @@ class ImageClassifier(LightningModule):
         count = (labels != IGNORE).sum()
         # One process's last batch can be padding alone: its mean loss is not a number and weighs nothing.
         loss = torch.where(count > 0, self.loss_function(logits, labels), 0.0) * count
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        self.sums[stage].add(count, {"loss": loss, "acc": top[:, 0].sum(), "acc_top5": top.sum()})
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self.sums[stage].add(count, {"loss": loss, "acc": count_hits(logits, labels), "acc_top5": top5.sum()})
 
     def _check_loss(self) -> None:
         losses = self.sums["train"].flush().get("loss", torch.zeros(0))
