@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -51,7 +52,7 @@ def close_record(output: Path, metrics: dict[str, float], objects: dict[str, Any
         "seed": cfg.seed,
         "tags": list(cfg.tags),
         "overrides": _overrides(output),
-        "command": " ".join(["python -m src.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "device": _device(trainer),
         "precision": trainer.precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
@@ -59,7 +60,8 @@ def close_record(output: Path, metrics: dict[str, float], objects: dict[str, Any
     }
     for logger in objects["logger"]:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(_hyperparameters(cfg), {f"hp/{name}": value for name, value in metrics.items()})
+            final = {f"hp/{name}": value for name, value in metrics.items() if "/" in name}
+            logger.log_hyperparams(_hyperparameters(cfg, output), final)
             logger.save()
     write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
@@ -159,14 +161,11 @@ def _git_commit() -> str | None:
         return None
 
 
-def _hyperparameters(cfg: DictConfig) -> dict[str, Any]:
+def _hyperparameters(cfg: DictConfig, output: Path) -> dict[str, Any]:
     """What distinguishes runs, flat: the chosen configs, and every plain value of the training's sections."""
-    from hydra.core.hydra_config import HydraConfig
-
-    flat: dict[str, Any] = {}
-    if HydraConfig.initialized():
-        choices = HydraConfig.get().runtime.choices
-        flat = {group: choices[group] for group in ("model", "data", "optimizer", "scheduler") if group in choices}
+    path = output / ".hydra/hydra.yaml"
+    choices = OmegaConf.select(OmegaConf.load(path), "hydra.runtime.choices") if path.is_file() else {}
+    flat = {group: choices[group] for group in ("model", "data", "optimizer", "scheduler") if group in choices}
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items():
