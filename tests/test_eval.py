@@ -220,6 +220,7 @@ MISTAKES = {
     "split=validation": "choose test, val, train",
     "tta=crop": "choose none, flip, multicrop",
     "data.rot=x": "data.rot is no option of this run",
+    "data.mean=half": "data.mean cannot be changed",
     "trainer.device=2": "trainer.device is no option of this run",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from src.processes import joined_arguments
 from src.sweeps.slurm import ClusterTask
 from tests.conftest import QUICK, ROOT, SILENT, run_command
 from tests.test_launcher import Standin, count
@@ -70,6 +71,26 @@ def test_a_search_prunes_real_training(tmp_path: Path) -> None:
     pruned = [trial for trial in study["trials"] if trial["state"] == "pruned"]
     assert pruned
     assert all(trial["params"]["optimizer.lr"] == 1e-6 and len(trial["epochs"]) < 10 for trial in pruned)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "expected"),
+    [
+        ({}, ["seed=1"], ["seed=1"]),
+        ({"SLURM_JOB_ID": "7"}, ["seed=1"], ["seed=1"]),  # a job script without srun: one process
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "interactive"}, ["seed=1"], ["seed=1"]),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["a=1"], ["a=1", "hydra.run.dir='logs/train/runs/slurm_7.2'"]),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["-m", "seed=1,2"], ["-m", "seed=1,2"]),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["hydra.run.dir=x"], ["hydra.run.dir=x"]),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, ["seed=1"], ["seed=1"]),
+    ],
+)
+def test_processes_started_together_share_a_folder(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], arguments: list[str], expected: list[str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert joined_arguments(arguments) == expected
 
 
 @pytest.fixture
