@@ -146,9 +146,9 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
             )
     path = str(folder).replace("'", "\\'")
     return [
-        "--config-path", str(folder / ".hydra"), "--config-name", "config", "--config-dir", str(CONF),
+        "--config-path", str(folder / ".hydra"), "--config-name", "config",
         *others, f"++resume='{path}'", f"hydra.run.dir='{path}'", "hydra.output_subdir=null", "hydra.job.name=train",
-        "hydra/job_logging=run",
+        f"hydra.searchpath=['file://{CONF}']", "hydra/job_logging=run",
     ]  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def _history(plt: Any, result: Mapping[str, Any], complete: Sequence[Mapping[str
         numbers, [better(values[: n + 1]) for n in range(len(values))], color=RED, drawstyle="steps-post", label="best"
     )
     axes.set(xlabel="trial", ylabel=result["metrics"][i])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
 
@@ -106,6 +107,7 @@ def _curves(plt: Any, result: Mapping[str, Any]) -> Any:
         style = {"color": RED if best else GREY if pruned else BLUE, "linewidth": 2 if best else 1}
         axes.plot(epochs, curve, marker="x" if pruned else None, markevery=[-1], alpha=1 if best else 0.7, **style)
     axes.set(xlabel="epoch", ylabel=result["metrics"][0])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     marks = [("pruned", GREY, "x"), ("to the end", BLUE, None), ("best", RED, None)]
     axes.legend(handles=[plt.Line2D([], [], color=c, marker=m, label=name) for name, c, m in marks], frameon=False)
     return figure
