@@ -19,7 +19,13 @@ from tests.benchmarks.training import CONF, config, quietly
 
 def evaluation_rows(setting: Setting) -> list[Row]:
     """`src.eval` of a TinyVGG on CIFAR-10's test images: its loop by a bare one, and all the rest in seconds."""
-    cfg = config(setting, "~callbacks.probe", "trainer.limit_train_batches=5", "trainer.max_epochs=1")
+    cfg = config(
+        setting,
+        "trainer.precision=32-true",
+        "~callbacks.probe",
+        "trainer.limit_train_batches=5",
+        "trainer.max_epochs=1",
+    )
     quietly(lambda: train(cfg))
     checkpoint = Path(cfg.paths.output_dir, "checkpoints/last.ckpt")
 
