@@ -99,6 +99,8 @@ def open_study(
                 time.sleep(1)  # two machines make the tables of a new database at once: the other one has made them
                 continue
             hint = " Another process holds it: wait for that, or take another storage." if "locked" in cause else ""
+            if isinstance(error, ImportError):
+                cause, hint = "the database's driver is missing", " PostgreSQL's: pip install 'psycopg[binary]'"
             raise ValueError(f"hydra.sweeper.storage={storage} cannot be used: {cause}.{hint}") from error
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
