@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -95,6 +96,22 @@ def test_without_a_validation_set_the_last_epoch_is_tested(config, tmp_path: Pat
     assert "val/acc" not in metrics
     assert "test/acc" in metrics
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["last.ckpt"]
+
+
+class Counter(Callback):
+    """Counts the calls of the one hook of a step that it has."""
+
+    count = 0
+
+    def on_train_batch_end(self, *arguments: object) -> None:
+        self.count += 1
+
+
+def test_a_callback_is_called_in_each_step_at_the_hooks_that_it_has(config) -> None:
+    _, objects = train(config(*QUICK, *SILENT, "+callbacks.counter._target_=tests.test_train.Counter"))
+    counter = next(callback for callback in objects["callbacks"] if isinstance(callback, Counter))
+    assert counter.count == objects["trainer"].global_step == 2 * 5
+    assert counter.on_before_backward is None, "Lightning passes over a hook that is left empty"
 
 
 def test_bfloat16_mixed_precision_works_on_the_cpu(config) -> None:
