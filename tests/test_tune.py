@@ -10,7 +10,10 @@ import pytest
 from src.tune import FEWEST, ROUNDS, Bench, Candidate, measure, show, tune
 from tests.conftest import run_command
 
-QUICK = ["data.limit=200", "data.batch_size=16", "model.network.hidden_units=4", "trainer=cpu", "seconds=1e5"]
+QUICK = [
+    *("data.limit=200", "data.batch_size=16", "model.network.hidden_units=4"),
+    *("trainer=cpu", "trainer.precision=32-true", "seconds=1e5"),
+]
 
 
 @pytest.fixture
