@@ -45,3 +45,10 @@ def test_bfloat16_is_chosen_where_it_is_much_faster(
     processor.fastest_precision.cache_clear()
     assert processor.fastest_precision() == chosen
     processor.fastest_precision.cache_clear()
+
+
+def test_measuring_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    processor.fastest_precision.cache_clear()
+    assert processor.fastest_precision() in ("bf16-mixed", "32-true")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -50,11 +50,13 @@ def allowed_processors(cpu_max: Path = CPU_MAX) -> int | None:
 
 @cache
 def fastest_precision() -> str:
-    """ "bf16-mixed" where a convolution in bfloat16 is much faster on this processor than in float32, else "32-true".
+    """The `trainer.precision` for this processor: "bf16-mixed" where that makes convolutions much faster, or "32-true".
 
-    Timed in turn, forwards and backwards, some tenths of a second in all; the fastest of each counts.
+    Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts.
     """
-    network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):  # the training's random numbers stay what its seed makes them
+        network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+    network.to(memory_format=torch.channels_last)
     images = torch.zeros(32, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     fastest = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for repeat in range(6):
