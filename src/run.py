@@ -144,11 +144,11 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
                 f"{argument} would change a whole section of a saved config; a resumed run takes single values, "
                 f"such as {key}.KEY=VALUE"
             )
-    path = str(folder).replace("'", "\\'")
+    path, conf = (str(each).replace("'", "\\'") for each in (folder, CONF))
     return [
         "--config-path", str(folder / ".hydra"), "--config-name", "config",
         *others, f"++resume='{path}'", f"hydra.run.dir='{path}'", "hydra.output_subdir=null", "hydra.job.name=train",
-        f"hydra.searchpath=['file://{CONF}']", "hydra/job_logging=run",
+        f"hydra.searchpath=['file://{conf}']", "hydra/job_logging=run",
     ]  # fmt: skip
 
 
