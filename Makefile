@@ -1,9 +1,9 @@
-# make train [ARGS="model=vgg11 data=stl10"]   make test   make test-all   make check   make bench   make bench-gpu
+# make train [ARGS="model=vgg11 data=stl10"]   make test   make test-all   make test-hydra14   make check   make bench   make bench-gpu
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all check bench bench-gpu lock clean
+.PHONY: train test test-all test-hydra14 check bench bench-gpu lock clean
 
 train: $(VENV)/ready
 	$(RUN) -m src.train $(ARGS)
@@ -11,12 +11,17 @@ train: $(VENV)/ready
 test: $(VENV)/ready
 	$(RUN) -m pytest -m "not slow" $(ARGS)
 
-test-all: $(VENV)/ready
+test-all: $(VENV)/ready test-hydra14
 	$(RUN) -m pytest $(ARGS)
 
+# All that touches Hydra, on the release candidate of its next version.
+test-hydra14: $(VENV)/hydra14
+	PYTHONPATH=$(CURDIR)/$(VENV)/hydra14 $(RUN) -m pytest -m "not slow" tests/test_configs.py tests/test_mistakes.py \
+		tests/test_launcher.py tests/test_sweeps_search.py tests/test_resume.py tests/test_readme.py $(ARGS)
+
 check: $(VENV)/ready
-	$(VENV)/bin/ruff check src tests
-	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests hydra_plugins
+	$(VENV)/bin/ruff format --check src tests hydra_plugins
 	$(VENV)/bin/mypy src
 
 bench: $(VENV)/ready
@@ -31,6 +36,10 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --require-hashes -r requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/hydra14: requirements-hydra14.lock $(VENV)/ready
+	$(RUN) -m pip install --quiet --no-deps --require-hashes --upgrade --target $@ -r requirements-hydra14.lock
 	touch $@
 
 lock:

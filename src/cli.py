@@ -3,66 +3,123 @@
 A mistake ends with one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
 
-from __future__ import annotations
-
 import difflib
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
+from hydra import errors
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import sweeps
-from src.processes import joined_arguments
-from src.run import CONF, RunError, register_resolvers, resume_arguments
+from src.runs.build import CONF, register_resolvers
+from src.runs.folder import LOGS, RunError
 
 USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    NotADirectoryError,
-    IsADirectoryError,
-    FloatingPointError,
-    ModuleNotFoundError,
-    RunError,
-    HydraException,
-    OmegaConfBaseException,
+    *(ValueError, FloatingPointError, ModuleNotFoundError, RunError, errors.HydraException, OmegaConfBaseException),
+    *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
 )
+Given = dict[str, str]  # the plain KEY=VALUE of a command line
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Composes `conf/<config_name>.yaml` with the command line and calls `task` with the result."""
+def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[Given], Any] = lambda _: None) -> None:
+    """Composes `conf/<config_name>.yaml` with the command line and calls `task` with the result.
+
+    Args:
+        prepare: called before that with the command line; it may return the name of another config to compose.
+    """
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
     def job(cfg: DictConfig) -> Any:
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the job starts print for themselves
-        with _one_line_errors(config_name, show_traceback):
+        with one_line_errors(config_name, show_traceback):
             return task(cfg)
 
     register_resolvers()
-    with _one_line_errors(config_name, show_traceback):
-        if config_name == "train":
-            sweeps.register()
-            sys.argv[1:] = resume_arguments(joined_arguments(sys.argv[1:]))
+    with one_line_errors(config_name, show_traceback):
+        words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
+        config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-        finally:
-            if not show_traceback:
-                os.environ.pop("HYDRA_FULL_ERROR", None)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+
+def go_on(given: Given) -> str | None:
+    """What `resume_sweep=FOLDER` and `resume=RUN` mean: the sweep's own command, or the run's own config.
+
+    Returns:
+        The name of the config to compose: that of the run's last checkpoint. It is plain data in Hydra's store, no
+        file of the run folder is on a search path.
+
+    Raises:
+        RunError, FileNotFoundError: there is nothing to go on with, or an override changes a whole section.
+    """
+    multirun = {"-m", "--multirun"}
+    if given.get("resume_sweep", "null") != "null":
+        from src.sweeps import resume_command
+
+        more = [word for word in sys.argv[1:] if not word.startswith("resume_sweep=") and word not in multirun]
+        command = resume_command(Path(given["resume_sweep"]), more)
+        os.execv(command[0], command)
+    if given.get("resume", "null") == "null":
+        return None
+    if multirun & set(sys.argv):
+        raise RunError("resume= goes on with one run; a sweep goes on with resume_sweep=FOLDER")
+    from src.runs.run import resumed_config
+
+    config = resumed_config(given["resume"], log_dir(given), trusted(given))
+    for key, value in given.items():
+        if isinstance(config.get(key), dict) and not value.startswith("{"):
+            raise RunError(f"{key}={value} would change a whole section of a saved config; write {key}.KEY=VALUE")
+    for key in ("optimizer", "scheduler"):
+        if config["model"].get(key) == config.get(key):
+            config["model"][key] = f"${{{key}}}"  # so that an override changes both
+    own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
+    defaults = ["_self_", {"override hydra/job_logging": "run"}]
+    ConfigStore.instance().store("resumed", {"defaults": defaults, "hydra": own, **config})
+    return "resumed"
+
+
+def trusted(given: Given) -> list[str]:
+    """The packages that the command line trusts: `trusted=[a,b]`."""
+    return list(yaml.safe_load(given.get("trusted", "[]")) or [])
+
+
+def log_dir(given: Given) -> str:
+    """Where runs lie, by what the command line says of it."""
+    return given.get("paths.log_dir") or os.path.join(given.get("paths.root_dir", "."), LOGS)
+
+
+def quieten() -> None:
+    """Leaves out what Lightning, once it is imported, says of a run that is as it should be."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for needless in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        ".*smaller than the logging interval",  # metrics are logged once an epoch
+        ".*sync_dist=True",  # as sums over all processes
+        ".*not supported by the model summary",  # its megabytes are those of float32
+        ".*(have no `(val_dataloader|validation_step)`|Total length of `list` across ranks is zero)",  # no validation
+        ".*(Experiment logs|Checkpoint) directory .* exists and is not empty",  # of a resumed run
+        ".*many workers.*",  # are the user's choice
+        ".*all_gather is deprecated.*",  # is Lightning's affair
+    ):
+        warnings.filterwarnings("ignore", needless)
 
 
 @contextmanager
-def _one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
+def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
+    """Ends the program with one message and exit code 1 where the user made a mistake."""
     try:
         yield
     except Exception as error:
@@ -75,50 +132,44 @@ def _one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
 
 def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+    if isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         cause = user_error(error.__cause__)
         section = re.search(r"full_key: (\S+)", str(error))
         return cause or ValueError(f"{section[1] if section else 'the config'}: {error.__cause__}")
-    if isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException":
-        return error
-    return None
+    is_user_s = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
+    return error if is_user_s else None
 
 
 def explain(error: BaseException, config_name: str) -> str:
     """The error's message, and for a name that does not exist the nearest ones that do."""
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, errors.MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return (
-            f"there is no {group}={name}{_did_you_mean(name, error.options)} All: {', '.join(sorted(error.options))}."
-        )
+        hint = _did_you_mean(name, error.options)
+        return f"there is no {group}={name}{hint} All: {', '.join(sorted(error.options))}."
     message = str(error).strip()
-    key = re.search(r"Could not override '([^']+)'|Could not append to config\. '([^']+)'", message)
-    if isinstance(error, ConfigCompositionException) and key and not message.startswith("In '"):
-        name = re.sub(r"@.*", "", key[1] or key[2])
-        return (
-            f"there is no option {name!r}{_did_you_mean(name, _keys(config_name))} A new one is added with +{name}=..."
-        )
+    key = re.search(r"Could not override '([^'@]+)", message)
+    if isinstance(error, errors.ConfigCompositionException) and key and not message.startswith("In '"):
+        hint = _did_you_mean(key[1], _keys(config_name))
+        return f"there is no option {key[1]!r}{hint} A new one is added with +{key[1]}=..."
+    if isinstance(error, errors.OverrideParseException):
+        return f"{message}\nHydra reads some characters as its own; a value that has them is written 'KEY=\"VALUE\"'."
     resolved = re.match(r"\w+ raised while resolving interpolation: (.*?)\n\s*full_key: ", message, re.DOTALL)
     return (resolved[1] if resolved else message) or type(error).__name__
 
 
 def _did_you_mean(name: str, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, set(options), n=3, cutoff=0.5)
     return f": did you mean {' or '.join(near)}?" if near else "."
 
 
 def _keys(config_name: str) -> list[str]:
-    """Every option of the default config, dotted, and every config group."""
+    """Every option of the config, dotted, and every config group."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(config_name)
-    keys: list[str] = [path.name for path in CONF.iterdir() if path.is_dir()]
+        config = OmegaConf.to_container(hydra.compose(config_name))
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            keys.append(prefix + key)
-            if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
-                walk(node._get_node(key), f"{prefix}{key}.")  # type: ignore[arg-type]
+    def inside(node: Any, prefix: str) -> list[str]:
+        children = node.items() if isinstance(node, dict) else ()
+        return [key for name, child in children for key in (f"{prefix}{name}", *inside(child, f"{prefix}{name}."))]
 
-    walk(config, "")
-    return keys
+    return [*(path.name for path in CONF.iterdir() if path.is_dir()), *inside(config, "")]

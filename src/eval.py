@@ -1,359 +1,195 @@
-"""Evaluates a run on one split: metrics, figures and every image's prediction.
+"""Evaluates a run on one split: the module's own test, then figures and every image's prediction.
 
 python -m src.eval run=latest
 python -m src.eval run=logs/train/runs/RUN split=val tta=flip
 python -m src.eval --help
 """
 
-from __future__ import annotations
-
-import json
-import logging
-import sys
-import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from src.record import write_whole
-from src.run import Run, open_run
+from src.runs.build import build
+from src.runs.folder import write_json, write_whole
+from src.runs.run import Run, open_run
+from src.runs.table import rich_table, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
 
-    from src.figures import Figure
-
-EXAMPLES = 24  # images in a grid
-BINS = 15  # of the calibration error
-TTA = ("none", "flip", "multicrop")
+def prepare(given: cli.Given) -> None:
+    """Before Hydra composes: the data section of the run that the command line names becomes the option `data=run`."""
+    name = given.get("ckpt_path") or given.get("run", "null")
+    if name != "null":
+        run = open_run(name, cli.log_dir(given), cli.trusted(given))
+        ConfigStore.instance().store(group="data", name="run", node=run.config.data)
 
 
 def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Evaluates what the config says and writes the results into the run folder.
 
     Returns:
-        Metrics named `test/...` (or `val/...`, `train/...`): loss (cross-entropy, nats), acc, acc_top5, the means over
-        classes precision, recall and f1, ece (expected calibration error), images_per_s; with test-time augmentation
-        all but the last again as `test/..._tta`. And the objects: cfg (the run's, as used), datamodule, model, trainer,
-        run, per_class and predictions (data frames), files (what was written).
+        Metrics named `test/...` (or `val/...`, `train/...`): whatever the module logs in its test, and for a classifier
+        also the means over classes precision, recall and f1, ece (expected calibration error) and images_per_s; with
+        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities. And the objects:
+        cfg (the run's, as used), datamodule, model, trainer, run, files (what was written), and for a classifier
+        per_class and predictions (data frames).
 
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
     """
-    for name, allowed in (("split", ("test", "val", "train")), ("tta", TTA)):
-        if cfg[name] not in allowed:
-            raise ValueError(f"{name}={cfg[name]} is unknown; choose {', '.join(allowed)}.")
-    if cfg.run is None and cfg.ckpt_path is None:
-        raise ValueError("say what to evaluate: run=logs/train/runs/RUN, run=latest or ckpt_path=FILE.ckpt")
-    run = open_run(cfg.ckpt_path or cfg.run)
-    _adjust(run, cfg)
-    output = Path(cfg.paths.output_dir or run.folder)
-    trainer, tester = _trainer(run), _tester(run, cfg.tta)
+    from lightning.pytorch.callbacks import Timer
+
+    from src.callbacks.progress import ProgressBar
+    from src.evaluation.metrics import VIEWS, measure, predictions
+    from src.modules.classifier import ImageClassifier
+
+    if cfg.tta not in VIEWS:
+        raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
+    cli.quieten()
+    run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
+    own_data = _adjust(run, cfg)
     datamodule: Any = run.datamodule
     datamodule.eval_split = cfg.split
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*many workers.*|.*treespec.*")  # workers are the run's choice
-        trainer.test(tester, datamodule=datamodule, verbose=False)
+    collector, timer = _collector(run.classes, cfg.tta), Timer()
+    callbacks = [ProgressBar(), timer, *([collector] if isinstance(run.model, ImageClassifier) else [])]
+    trainer = build(run.config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
+    trainer.test(run.model, datamodule=datamodule, verbose=False)
 
-    plain, augmented, labels = tester.result
-    metrics, per_class = _measure(plain, labels, run.classes)
-    if cfg.tta != "none":
-        tta, per_class = _measure(augmented, labels, run.classes)
-        metrics.update({f"{name}_tta": value for name, value in tta.items()})
-    metrics["images_per_s"] = len(labels) / tester.seconds
+    metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
+    objects = {"cfg": run.config, "datamodule": datamodule, "model": run.model, "trainer": trainer, "run": run}
+    if collector in callbacks:
+        plain, mean, labels = collector.result
+        measured, per_class = measure(plain, labels, run.classes)
+        if cfg.tta != "none":
+            averaged, per_class = measure(mean, labels, run.classes)
+            measured |= {f"{name}_tta": value for name, value in averaged.items()}
+        metrics = {**measured, **metrics, "images_per_s": len(labels) / timer.time_elapsed("test")}
+        objects |= {"per_class": per_class, "predictions": predictions(mean, labels, run.classes)}
     metrics = {f"{cfg.split}/{name}": value for name, value in metrics.items()}
-    objects = {
-        "cfg": run.config, "datamodule": datamodule, "model": run.model, "trainer": trainer, "run": run,
-        "per_class": per_class, "predictions": _frame(augmented, labels, run.classes), "files": [],
-    }  # fmt: skip
     if trainer.is_global_zero:
-        _write(output, cfg, metrics, objects, augmented.numpy(), labels.numpy())
-        _print(cfg, metrics, objects)
+        objects["files"] = _write(cfg, own_data, metrics, objects)
+        _print(metrics, objects)
     return metrics, objects
 
 
-def _adjust(run: Run, cfg: DictConfig) -> None:
-    """Applies `data` and `trainer` of the command line to the run's config.
+def _adjust(run: Run, cfg: DictConfig) -> bool:
+    """Puts the data and the trainer asked for into the run's config; returns whether the data set is the run's own.
 
-    Normalisation and image size stay the run's, since the network learnt with them. The trainer is not that of the
-    training: whatever device there is, one of it, unless the command line says otherwise.
+    Normalisation and image size stay the run's, since the network learnt with them.
     """
+    import torch
+
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    data, trainer = plain.get("data") or {}, plain.get("trainer") or {}
-    for key in ("mean", "std"):
-        if data.get(key) is not None:
-            raise ValueError(f"data.{key} cannot be changed: the network learnt with the normalisation of its run.")
-    for section, given in (("data", data), ("trainer", trainer)):
-        unknown = set() if "_target_" in given else set(given) - set(run.config[section])
-        if unknown:
-            options = ", ".join(sorted(str(key) for key in run.config[section] if not str(key).startswith("_")))
-            raise ValueError(f"{section}.{min(unknown)} is no option of this run; there are {options}.")
-    if "_target_" in data:
-        data.update({key: run.config.data.get(key) for key in ("image_size", "resize")}, augment=None)
-        run.config.data = data
-    else:
-        run.config.data = OmegaConf.merge(run.config.data, data)
-    precision = run.config.trainer.precision
-    run.config.trainer = {
-        "_target_": "lightning.Trainer",
-        "accelerator": "auto",
-        "devices": 1,
-        "precision": precision if _has_gpu() or not str(precision).startswith("16") else "32-true",
-        "use_distributed_sampler": False,  # the data module's own shards repeat no image
-        **trainer,
-    }
+    kept, trainer = run.checkpoint["preprocess"], plain["trainer"]
+    data: Any = plain.get("data") or OmegaConf.to_container(run.config.data)
+    another = data["mean"] is None  # the run's own section has the mean that was measured
+    data = {**data, **kept, "augment": None} if another else data
+    if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
+        raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
+    if trainer["precision"] in (None, "fastest"):
+        precision = str(run.config.trainer.precision)
+        trainer["precision"] = "32-true" if precision.startswith("16") and not torch.cuda.is_available() else precision
+    run.config.data, run.config.trainer = data, trainer
+    return not another
 
 
-def _has_gpu() -> bool:
-    import torch
+def _collector(classes: list[str], tta: str) -> Any:
+    """A callback that keeps what a classifier's test gives.
 
-    return torch.cuda.is_available()
-
-
-def _trainer(run: Run) -> Any:
-    import lightning.pytorch  # noqa: F401  sets the level of its loggers
-    from hydra.utils import instantiate
-
-    from src.callbacks.progress import ProgressBar
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return instantiate(
-        run.config.trainer,
-        default_root_dir=str(run.folder),
-        callbacks=[ProgressBar()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        _convert_="all",
-    )
-
-
-def _check_classes(run: Run, datamodule: Any) -> None:
-    def named(classes: list[str]) -> str:
-        return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
-
-    if list(datamodule.classes) != run.classes:
-        raise ValueError(
-            f"the checkpoint {run.checkpoint_path} knows {named(run.classes)}, but the data set "
-            f"{type(datamodule).__name__} has {named(datamodule.classes)}; choose one that has the same"
-        )
-
-
-def _tester(run: Run, tta: str) -> Any:
-    """A LightningModule whose test leaves `result` and `seconds`.
-
-    `result` is (probabilities of the images as they are, averaged over the views, labels): (N, K), (N, K), (N,), on
-    the CPU, in the data set's order whatever the number of processes.
+    Its `result`, after the test, is (probabilities of the images as they are, averaged over the views, labels): (N, K),
+    (N, K), (N,), on the CPU, in the data set's order whatever the number of processes.
     """
     import torch
-    from lightning import LightningModule
+    from lightning import Callback
 
-    class Tester(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = run.model
-            self.parts: list[tuple[Tensor, ...]] = []
+    from src.evaluation.metrics import views
 
-        def on_test_start(self) -> None:
-            _check_classes(run, self.trainer.datamodule)  # type: ignore[attr-defined]
+    class Collector(Callback):
+        def setup(self, trainer: Any, module: Any, stage: str) -> None:
+            if (given := list(trainer.datamodule.classes)) != classes:
+                knows, has = (f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (classes, given))
+                raise ValueError(f"the network knows {knows}, but the data set has {has}; choose one with the same.")
+            self.parts: list[Any] = []
 
-        def on_test_epoch_start(self) -> None:
-            self.start = time.perf_counter()
+        def on_test_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            with trainer.precision_plugin.test_step_context():
+                logits = [outputs, *(module(view) for view in views(batch[0], tta))]
+            rows = torch.stack([each.float().softmax(dim=1) for each in logits])  # (views, B, K)
+            self.parts.append((rows[0], rows.mean(dim=0), batch[1]))
 
-        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-            images, labels = batch
-            plain = mean = self.model(images).float().softmax(dim=1)
-            others = [self.model(view).float().softmax(dim=1) for view in views(images, tta)]
-            if others:
-                mean = torch.stack([plain, *others]).mean(dim=0)
-            self.parts.append((plain, mean, labels))
-
-        def on_test_epoch_end(self) -> None:
+        def on_test_epoch_end(self, trainer: Any, module: Any) -> None:
             parts = [torch.cat(part) for part in zip(*self.parts, strict=True)]
-            if self.trainer.world_size > 1:  # rank r holds images r, r + world, r + 2 world, ...
-                gathered: Any = [self.all_gather(part) for part in parts]  # each (world, n, ...)
-                parts = [part.transpose(0, 1).flatten(0, 1) for part in gathered]
-            there = parts[2] >= 0  # the others fill up the last batches
-            self.result = tuple(part[there].cpu() for part in parts)
-            self.seconds = time.perf_counter() - self.start
+            if trainer.world_size > 1:  # rank r holds images r, r + world, r + 2 world, ...: (world, n, ...)
+                parts = [module.all_gather(part).transpose(0, 1).flatten(0, 1) for part in parts]
+            self.result = [part[parts[2] >= 0].cpu() for part in parts]  # the others fill up the last batches
 
-    return Tester()
+    return Collector()
 
 
-def views(images: Tensor, tta: str) -> Iterator[Tensor]:
-    """The further views of images (B, 3, S, S) to average predictions over.
-
-    "flip" adds the mirrored images; "multicrop" also two diagonal shifts by 1/32 of the side (edges reflected) and
-    their mirror images: 2 and 6 views in all.
-    """
-    from torch.nn.functional import pad
-
-    if tta == "none":
-        return
-    yield images.flip(-1)
-    if tta == "multicrop":
-        size = images.shape[-1]
-        by = max(1, size // 32)  # pixels
-        padded = pad(images, (by, by, by, by), mode="reflect")
-        for start in (0, 2 * by):
-            shifted = padded[..., start : start + size, start : start + size]
-            yield shifted
-            yield shifted.flip(-1)
-
-
-def _measure(probabilities: Tensor, labels: Tensor, classes: list[str]) -> tuple[dict[str, float], pd.DataFrame]:
-    """Metrics of probabilities (N, K) against labels (N,), and a data frame with one row a class."""
-    import pandas as pd
-    import torch
-    from torchmetrics.functional import classification as tm
-
-    k = len(classes)
-    images = labels.bincount(minlength=k)
-    each = {
-        "precision": tm.multiclass_precision(probabilities, labels, k, average="none"),
-        "recall": tm.multiclass_recall(probabilities, labels, k, average="none"),
-        "f1": tm.multiclass_f1_score(probabilities, labels, k, average="none"),
-    }
-    each = {name: torch.where(images > 0, value, torch.nan) for name, value in each.items()}
-    likelihood = probabilities.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
-    metrics = {
-        "loss": -likelihood.log().mean(),
-        "acc": tm.multiclass_accuracy(probabilities, labels, k, average="micro"),
-        "acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
-        **{name: value.nanmean() for name, value in each.items()},
-        "ece": tm.multiclass_calibration_error(probabilities, labels, k, n_bins=BINS),
-    }
-    columns = {"class": classes, "images": images.numpy(), "accuracy": each["recall"].numpy()}
-    frame = pd.DataFrame({**columns, **{name: value.numpy() for name, value in each.items()}})
-    return {name: float(value) for name, value in metrics.items()}, frame
-
-
-def _frame(probabilities: Tensor, labels: Tensor, classes: list[str]) -> pd.DataFrame:
-    """One row an image: its place in the split, label, prediction, confidence, and `p_<class>` for each class."""
-    import numpy as np
-    import pandas as pd
-
-    rows, names = probabilities.numpy(), np.array(classes)
-    guess = rows.argmax(axis=1)
-    head = {"image": np.arange(len(rows)), "label": names[labels.numpy()], "prediction": names[guess]}
-    head["confidence"] = rows.max(axis=1)
-    return pd.concat([pd.DataFrame(head), pd.DataFrame(rows, columns=[f"p_{name}" for name in classes])], axis=1)
-
-
-def _draw(
-    datamodule: Any, split: str, title: str, rows: Any, labels: Any, per_class: pd.DataFrame
-) -> dict[str, Figure]:
-    import numpy as np
-
-    from src import figures
-
-    images = getattr(datamodule, f"{split}_set")
-    classes = list(datamodule.classes)
-    guess, confidence = rows.argmax(axis=1), rows.max(axis=1)
-    right = guess == labels
-    order = np.argsort(-confidence, kind="stable")
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (labels, guess), 1)
-
-    def grid(chosen: Any, text: str) -> Figure:
-        first = chosen[:EXAMPLES]
-        pictures = (
-            images.__getitems__(first.tolist())[0].cpu().numpy() if len(first) else np.empty((0, 3, 1, 1), np.uint8)
-        )
-        heading = f"{title}: {text} with most confidence ({len(first)} of {len(chosen):,})"
-        return figures.examples(pictures, labels[first], rows[first], classes, heading)
-
-    bars = {"accuracy (recall)": per_class["recall"], "precision": per_class["precision"], "F1": per_class["f1"]}
-    return {
-        "confusion_matrix": figures.confusion_matrix(counts, classes, title),
-        "reliability": figures.reliability(confidence, right, BINS, title),
-        "per_class": figures.class_bars(bars, classes, "", title),
-        "most_confident_wrong": grid(order[~right[order]], "wrong"),
-        "most_confident_right": grid(order[right[order]], "right"),
-    }
-
-
-def _write(
-    output: Path, cfg: DictConfig, metrics: dict[str, float], objects: dict[str, Any], rows: Any, labels: Any
-) -> None:
+def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: dict[str, Any]) -> list[Path]:
     """Files of the run's own test split have plain names; any other evaluation adds what it is to them."""
     from torch.utils.tensorboard import SummaryWriter
 
     from src import figures
 
-    run, datamodule = objects["run"], objects["datamodule"]
-    data = type(datamodule).__name__.lower() if "_target_" in (cfg.get("data") or {}) else ""
-    parts = [data, cfg.split if data or cfg.split != "test" else "", cfg.tta if cfg.tta != "none" else ""]
-    parts.append(Path(cfg.ckpt_path).stem if cfg.ckpt_path else "")
-    suffix = "".join(f"_{part}" for part in parts if part)
-
-    title = f"{type(run.network).__name__} on {type(datamodule).__name__}, {cfg.split}"
-    title += f", {cfg.tta} augmentation" if cfg.tta != "none" else ""
-    record = {
-        "split": cfg.split, "data": type(datamodule).__name__, "tta": cfg.tta, "images": len(labels),
-        "checkpoint": run.checkpoint_path.name, "epoch": run.checkpoint["epoch"], "metrics": metrics,
-    }  # fmt: skip
-    texts = {
-        f"evaluation{suffix}.json": json.dumps(record, indent=2) + "\n",
-        f"per_class{suffix}.csv": objects["per_class"].to_csv(index=False, float_format="%.6g"),
-        f"predictions{suffix}.csv": objects["predictions"].to_csv(index=False, float_format="%.6g"),
-    }
-    for name, text in texts.items():
-        write_whole(output / name, text)
-        objects["files"].append(output / name)
-    drawn = _draw(datamodule, cfg.split, title, rows, labels, objects["per_class"])
-    with SummaryWriter(output / "tensorboard") as writer:
-        for name, figure in drawn.items():
-            objects["files"].append(figures.save(figure, output / f"figures/{name}{suffix}.png"))
-            picture, step = figures.pixels(figure), run.checkpoint["global_step"]
-            writer.add_image(f"eval{suffix or '_test'}/{name}", picture, step, dataformats="HWC")
+    run, data = objects["run"], type(objects["datamodule"]).__name__
+    epoch, step = run.checkpoint["epoch"], run.checkpoint["global_step"]
+    what = ["none" if own_data else data.lower(), "none" if own_data and cfg.split == "test" else cfg.split]
+    what += [cfg.tta, Path(cfg.ckpt_path or "none").stem]
+    suffix = "".join(f"_{part}" for part in what if part != "none")
+    output = Path(cfg.paths.output_dir or run.folder)
+    record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
+    files = [output / f"evaluation{suffix}.json"]
+    write_json(files[0], {**record, "metrics": metrics})
+    if "predictions" in objects:
+        for name in ("per_class", "predictions"):
+            files.append(output / f"{name}{suffix}.csv")
+            write_whole(files[-1], objects[name].to_csv(index=False, float_format="%.6g"))
+        title = f"{type(run.network).__name__} on {data}, {cfg.split}, tta={cfg.tta}".removesuffix(", tta=none")
+        with SummaryWriter(output / "tensorboard") as writer:
+            for name, figure in _draw(cfg.split, title, objects):
+                files.append(figures.save(figure, output / f"figures/{name}{suffix}.png"))
+                writer.add_image(f"eval{suffix or '_test'}/{name}", figures.pixels(figure), step, dataformats="HWC")
+    return files
 
 
-def _print(cfg: DictConfig, metrics: dict[str, float], objects: dict[str, Any]) -> None:
+def _draw(split: str, title: str, objects: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    import pandas as pd
+
+    from src import figures
+
+    classes, per_class = objects["run"].classes, objects["per_class"]
+    frame = objects["predictions"].sort_values("confidence", ascending=False, kind="stable")
+    right = frame["label"] == frame["prediction"]
+    counts = pd.crosstab(frame["label"], frame["prediction"]).reindex(index=classes, columns=classes, fill_value=0)
+    yield "confusion_matrix", figures.confusion_matrix(counts, classes, title)
+    yield "reliability", figures.reliability(frame["confidence"], right, title=title)
+    yield "per_class", figures.class_bars(dict(per_class[["recall", "precision", "f1"]]), classes, "", title)
+    for kind, chosen in (("wrong", frame[~right]), ("right", frame[right])):
+        first = chosen.head(24)
+        images, labels = objects["datamodule"].examples(split, first["image"].tolist())
+        rows = first[[f"p_{name}" for name in classes]].to_numpy()
+        heading = f"{title}: {kind} with most confidence ({len(first)} of {len(chosen):,})"
+        yield f"most_confident_{kind}", figures.examples(images.numpy(), labels.numpy(), rows, classes, heading)
+
+
+def _print(metrics: dict[str, float], objects: dict[str, Any]) -> None:
+    import pandas as pd
     from rich import print as rich_print
-    from rich.table import Table
 
-    value = {name.partition("/")[2]: number for name, number in metrics.items()}
-    run, per_class = objects["run"], objects["per_class"]
-    images = per_class["images"].sum()
-    print(f"{run.checkpoint_path} (epoch {run.checkpoint['epoch']}) on {cfg.split}: {images:,} images")
-    table = Table("", "as they are")
-    if cfg.tta != "none":
-        table.add_column(f"tta={cfg.tta}")
-    names = {
-        "acc": "accuracy", "acc_top5": "top-5 accuracy", "precision": "precision (mean over classes)",
-        "recall": "recall (mean over classes)", "f1": "F1 (mean over classes)", "ece": "calibration error",
-        "loss": "loss (cross-entropy)",
-    }  # fmt: skip
-    for key, name in names.items():
-        form = ".4f" if key == "loss" else ".2%"
-        table.add_row(name, *(format(value[k], form) for k in (key, f"{key}_tta") if k in value))
-    rich_print(table)
-
-    worst = per_class.sort_values("accuracy").head(20)
-    heading = "by class" if len(worst) == len(per_class) else f"the {len(worst)} classes of lowest accuracy"
-    table = Table("class", "images", "accuracy = recall", "precision", "F1", title=heading, title_justify="left")
-    for row in worst.itertuples(index=False):
-        cells = ("-" if row.images == 0 else f"{number:.2%}" for number in (row.accuracy, row.precision, row.f1))
-        table.add_row(str(row[0]), f"{row.images:,}", *cells)
-    rich_print(table)
-    print(f"{value['images_per_s']:,.0f} images/s")
-    for path in objects["files"]:
-        print(path)
-
-
-def main(cfg: DictConfig) -> None:
-    evaluate(cfg)
+    values = [shown(name.removesuffix("_tta"), value) for name, value in metrics.items()]
+    frame = pd.DataFrame({"metric": list(metrics), "value": values})
+    rich_print(rich_table(frame, objects["run"].checkpoint_path.name))
+    if "per_class" in objects:
+        worst = objects["per_class"].sort_values("accuracy").head(20).round(4).astype(str)
+        rich_print(rich_table(worst, "the classes of lowest accuracy"))
+    else:
+        print("no figures and no predictions: the module is no ImageClassifier, whose test gives logits")
+    print(*objects["files"], sep="\n")
 
 
 if __name__ == "__main__":
-    # data.KEY and trainer.KEY change a section that conf/eval.yaml leaves to the run, so Hydra has to add them.
-    sys.argv[1:] = [f"++{word}" if word.startswith(("data.", "trainer.")) else word for word in sys.argv[1:]]
-    cli.run(main, "eval")
+    cli.run(evaluate, "eval", prepare)

@@ -1,17 +1,24 @@
-"""What several tests share: composed configs, and the one place of the real CIFAR-10."""
+"""What several tests share: composed configs, a trained run, commands, and the one place of the real CIFAR-10."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+# Read when torch is loaded, here and in the commands: threads that wait for each other give way to whatever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src.runs.build import CONF, register_resolvers
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT.parent / "shared" / "datasets"
@@ -28,20 +35,53 @@ QUICK = [
 SILENT = ["callbacks.model_summary=null", "callbacks.tensorboard_pictures=null"]
 
 
+def composed(*overrides: str, name: str = "train", folder: Path | None = None) -> DictConfig:
+    """Composes `conf/<name>.yaml`; with `folder` the run folder is folder/run, and logs are in folder/logs."""
+    register_resolvers()
+    inside = [f"paths.output_dir={folder}/run", f"paths.log_dir={folder}/logs"] if folder else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, [*inside, *overrides])
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """Composes `conf/train.yaml` with overrides, its run folder in the test's own folder."""
+    """`composed`, its folders in the test's own."""
 
-    def composed(*overrides: str, name: str = "train") -> DictConfig:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(name, [f"paths.output_dir={tmp_path}/run", f"paths.log_dir={tmp_path}/logs", *overrides])
+    def inside(*overrides: str, name: str = "train") -> DictConfig:
+        return composed(*overrides, name=name, folder=tmp_path)
 
-    return composed
+    return inside
+
+
+def train_here(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any], Path]:
+    """Trains in this process; the run folder, which is the last value, is as complete as one of the command line."""
+    from src.train import train
+
+    folder = Path(cfg.paths.output_dir)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / ".hydra/config.yaml")
+    return *train(cfg), folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TinyVGG that has seen a little of the digits: one run folder for all tests, to read or to copy."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = [*QUICK, "data.limit=600", "trainer.max_epochs=5", "optimizer.lr=0.01", f"hydra.run.dir={folder}"]
+    done = run_command("-m", "src.train", *options)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, in another place than where it was trained."""
+    return Path(shutil.copytree(trained_run, tmp_path / "copied"))
 
 
 def run_command(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Runs `python ARGUMENTS` as a user would, from the project's folder or from `cwd`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd or ROOT, env=environment, timeout=timeout
     )

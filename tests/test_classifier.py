@@ -3,123 +3,143 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional import accuracy
 
-from src.modules.classifier import ImageClassifier, Sums
+from src.modules.base import Task
+from src.modules.classifier import ImageClassifier
 from src.modules.googlenet import GoogLeNetClassifier
-from src.modules.schedules import cosine_with_warmup
+from src.modules.losses import CrossEntropy
+from src.modules.schedules import CosineWithWarmup, Triangle
 from src.networks.googlenet import GoogLeNetOutput
 
 SGD = partial(torch.optim.SGD, lr=0.1)
+cross_entropy = nn.functional.cross_entropy
 
 
-class Linear(nn.Module):
-    def __init__(self, classes: int = 7) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3 * 4 * 4, classes)
-        self.norm = nn.BatchNorm1d(classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.layer(images.flatten(1)))
+def linear(*more: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 7), *more)
 
 
-def batches(count: int = 50, classes: int = 7, batch_size: int = 16) -> DataLoader:
+def batches(padding: int = 0) -> DataLoader:
+    """Fifty images in batches of 16, then images of padding."""
     torch.manual_seed(0)
-    return DataLoader(TensorDataset(torch.randn(count, 3, 4, 4), torch.randint(classes, (count,))), batch_size)
+    labels = torch.cat([torch.randint(7, (50,)), torch.full((padding,), -1)])
+    return DataLoader(TensorDataset(torch.randn(len(labels), 3, 4, 4), labels), 16)
 
 
-def quiet_trainer(**options: object) -> Trainer:
+def quiet_trainer(**options: Any) -> Trainer:
     return Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
 
 
-def test_evaluation_metrics_are_those_of_torchmetrics_over_all_images() -> None:
-    module = ImageClassifier(Linear(), SGD)
-    loader = batches()
+def test_evaluation_metrics_are_those_of_torchmetrics_over_all_images_but_padding() -> None:
+    module = ImageClassifier(linear(nn.BatchNorm1d(7)), SGD)
+    loader = batches(padding=30)  # the last batch is padding alone
     [logged] = quiet_trainer().test(module, loader, verbose=False)
-    images, labels = loader.dataset.tensors
+    images, labels = (tensor[:50] for tensor in loader.dataset.tensors)
     with torch.no_grad():
         logits = module.eval()(images)
-    assert logged["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
+    assert logged["test/loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-6)
     for name, k in (("test/acc", 1), ("test/acc_top5", 5)):
         expected = accuracy(logits, labels, task="multiclass", num_classes=7, average="micro", top_k=k)
         assert logged[name] == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_padding_images_count_nowhere_even_in_a_batch_of_their_own() -> None:
-    module = ImageClassifier(Linear(), SGD)
-    images, labels = torch.randn(8, 3, 4, 4), torch.randint(7, (8,))
-    [plain] = quiet_trainer().test(module, DataLoader(TensorDataset(images, labels), 4), verbose=False)
-    padded_images = torch.cat([images, torch.zeros(4, 3, 4, 4)])
-    padded_labels = torch.cat([labels, torch.full((4,), -1)])
-    [padded] = quiet_trainer().test(module, DataLoader(TensorDataset(padded_images, padded_labels), 4), verbose=False)
-    assert padded == plain
-
-
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_step() -> None:
     class BreaksAt(ImageClassifier):
-        def loss(self, output, labels):
-            loss, logits, extra = super().loss(output, labels)
-            return (loss * float("nan") if self.global_step == 5 else loss), logits, extra
+        def loss(self, logits, labels):
+            return super().loss(logits, labels) * (float("nan") if self.global_step == 5 else 1)
 
     trainer = quiet_trainer(max_epochs=2)
     with pytest.raises(FloatingPointError, match=r"became nan at step 5 \(epoch 1\)"):
-        trainer.fit(BreaksAt(Linear(), SGD), batches())  # 4 steps an epoch
+        trainer.fit(BreaksAt(linear(), SGD), batches())  # 4 steps an epoch
 
 
-def test_sums_restored_from_their_state_go_on_where_they_were() -> None:
-    whole, first = Sums(), Sums()
-    for sums in (whole, first):
-        sums.add(2, {"loss": torch.tensor(3.0)})
-    second = Sums(**first.state())
-    for sums in (whole, second):
-        sums.add(3, {"loss": torch.tensor(7.0)})
-    assert whole.means(lambda x: x) == second.means(lambda x: x) == {"loss": torch.tensor(2.0)}
+def test_a_loss_of_ones_own_is_the_mean_over_an_epochs_images_in_training_and_in_evaluation() -> None:
+    class Squared(ImageClassifier):
+        def loss(self, logits, labels):
+            return (1 + self.current_epoch) * logits.square().mean()
+
+    module, loader, trainer = Squared(linear(), partial(SGD, lr=0.0)), batches(), quiet_trainer(max_epochs=2)
+    trainer.fit(module, loader, loader)
+    logged = dict(trainer.callback_metrics)
+    trainer.test(module, loader, verbose=False)
+    logged |= trainer.callback_metrics
+    expected = module(loader.dataset.tensors[0]).square().mean().item()
+    for stage in ("train", "val", "test"):
+        assert logged[f"{stage}/loss"].item() == pytest.approx(2 * expected, abs=1e-6)
 
 
-def test_weight_decay_leaves_norms_and_biases_alone_on_request() -> None:
-    module = ImageClassifier(Linear(), partial(torch.optim.SGD, lr=1, weight_decay=0.1), decay_norms_and_biases=False)
-    decayed, free = module.configure_optimizers().param_groups
-    assert (decayed["weight_decay"], [p.ndim for p in decayed["params"]]) == (0.1, [2])
-    assert (free["weight_decay"], [p.ndim for p in free["params"]]) == (0.0, [1, 1, 1])
+def test_labels_are_smoothed_in_training_and_not_in_evaluation() -> None:
+    logits, labels = torch.randn(6, 7), torch.tensor([0, 1, -1, 3, 4, 5])
+    loss = CrossEntropy(label_smoothing=0.2)
+    for training, smoothing in ((True, 0.2), (False, 0.0)):
+        expected = cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing)
+        assert torch.equal(loss.train(training)(logits, labels), expected)
 
 
-def test_the_cosine_rises_from_a_hundredth_and_ends_where_it_should() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = cosine_with_warmup(optimizer, total_steps=100, warmup=0.1, end=0.2)
+def test_a_network_of_parts_gets_an_optimizer_for_each_its_rates_and_no_decay_of_norms_and_biases_on_request() -> None:
+    first = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    network = nn.ModuleDict({"first": first, "second": nn.Linear(3, 4)})
+    optimizers = {"first": partial(SGD, weight_decay=0.1), "second": partial(torch.optim.Adam, lr=0.5)}
+    module = Task(network, optimizers, decay_norms_and_biases=False)
+    module.rate_factors = {first[0].weight: 0.1}
+    made = [each["optimizer"] for each in module.configure_optimizers()]
+    assert not module.automatic_optimization
+    groups = [(g["lr"], g["weight_decay"], len(g["params"])) for g in made[0].param_groups]
+    assert groups == [(0.1, 0.0, 3), (pytest.approx(0.01), 0.1, 1)]
+    assert isinstance(made[1], torch.optim.Adam)
+    assert sum(p.numel() for group in made[1].param_groups for p in group["params"]) == 4 * 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # A third of the cosine's steps rise from a hundredth; then come its quarters, half of it after two of four.
+        (partial(CosineWithWarmup, total_steps=6, warmup=1 / 3, end=0.2), [0.01, 0.505, 1, 0.8828, 0.6, 0.3172, 0.2]),
+        (partial(Triangle, total_steps=10, start=0.2, peak=0.4, end=0.1), [2, 4, 6, 8, 10, 8.5, 7, 5.5, 4, 2.5, 1]),
+        (partial(Triangle, total_steps=4, peak=0, end=0), [1, 0.75, 0.5, 0.25, 0]),
+    ],
+    ids=["cosine", "triangle", "a triangle that only falls"],
+)
+def test_a_schedule_rises_falls_and_stays_at_its_end(schedule: Any, expected: list[float]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=max(expected))
+    scheduler = schedule(optimizer)
     rates = []
-    for _ in range(101):
-        rates.append(optimizer.param_groups[0]["lr"])
+    for _ in [*expected, "one more"]:
+        rates += scheduler.get_last_lr()
         optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(0.01)
-    assert rates[5] == pytest.approx(0.01 + 0.99 * 5 / 10)
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.2 + 0.8 / 2)  # half of the cosine lies behind
-    assert rates[100] == pytest.approx(0.2)
+        scheduler.step()
+    assert rates == pytest.approx([*expected, expected[-1]], abs=1e-4)
 
 
 def test_a_schedule_that_needs_its_length_gets_the_trainings() -> None:
-    seen = {}
+    seen = []
 
-    def schedule(optimizer, total_steps=None):
-        seen["total_steps"] = total_steps
+    def schedule(optimizer, total_steps):
+        seen.append(total_steps)
         return torch.optim.lr_scheduler.ConstantLR(optimizer)
 
-    for interval, expected in (("step", 12), ("epoch", 3)):
-        module = ImageClassifier(Linear(), SGD, scheduler={"factory": schedule, "interval": interval})
-        quiet_trainer(max_epochs=3).fit(module, batches())
-        assert seen["total_steps"] == expected
+    def fit(interval: str, **options: int) -> None:
+        scheduler = {"factory": schedule, "interval": interval, "needs_total_steps": True}
+        quiet_trainer(**options).fit(ImageClassifier(linear(), SGD, scheduler=scheduler), batches())
+
+    fit("step", max_epochs=3)
+    fit("epoch", max_epochs=3)
+    assert seen == [12, 3]
     with pytest.raises(ValueError, match="must know where training ends"):
-        quiet_trainer(max_epochs=-1).fit(module, batches())
+        fit("epoch", max_epochs=-1)
+    with pytest.raises(ValueError, match="part of the training"):
+        Triangle(SGD([nn.Parameter(torch.zeros(1))]), total_steps=4, peak=1)
 
 
 class ThreeHeads(nn.Module):
@@ -127,74 +147,56 @@ class ThreeHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Linear(48, 6)
-        self.main, self.aux1, self.aux2 = (nn.Linear(6, 7) for _ in range(3))
+        self.trunk = linear()
+        self.main, self.aux1, self.aux2 = (nn.Linear(7, 7) for _ in range(3))
 
-    def forward(self, images):
-        x = self.trunk(images.flatten(1))
-        if not self.training or self.aux1 is self.aux2 is None:
+    def forward(self, images: Tensor) -> Tensor | GoogLeNetOutput:
+        x = self.trunk(images)
+        if self.aux1 is self.aux2 is None:
             return self.main(x)
-        aux1, aux2 = (head(x) if head is not None else None for head in (self.aux1, self.aux2))
-        return GoogLeNetOutput(logits=self.main(x), aux1=aux1, aux2=aux2)
+        return GoogLeNetOutput(self.main(x), *(head(x) if head else None for head in (self.aux1, self.aux2)))
 
 
-@pytest.mark.parametrize("weight", [0.3, [0.5, 0.1], 0])
-def test_the_auxiliary_loss_is_the_hand_written_sum(weight: float | list[float]) -> None:
+@pytest.mark.parametrize(
+    ("weight", "decay", "factors"),
+    [
+        (0.3, None, (0.3, 0.3)),
+        ([0.5, 0.1], "linear", (0.125, 0.025)),  # a quarter of the training is left
+        ([0.5, 0.1], "cosine", (0.5 * 0.1464466, 0.1 * 0.1464466)),  # (1 + cos(3/4 pi)) / 2
+        ([0.3, 0], None, (0.3, 0)),
+        (0, None, (0, 0)),
+    ],
+)
+def test_the_auxiliary_loss_is_the_hand_written_sum_and_a_head_of_weight_zero_goes(
+    weight: float | list[float], decay: str | None, factors: tuple[float, float]
+) -> None:
+    class AtThreeOfFour(GoogLeNetClassifier):
+        global_step = 3
+
+        def total_steps(self, interval: str = "step") -> int:
+            return 4
+
     torch.manual_seed(0)
-    module = GoogLeNetClassifier(ThreeHeads(), SGD, aux_weight=weight)
+    network = ThreeHeads()
+    heads = {"aux1": network.aux1, "aux2": network.aux2}
+    module = AtThreeOfFour(network, SGD, aux_weight=weight, aux_decay=decay)
     images, labels = torch.randn(5, 3, 4, 4), torch.randint(7, (5,))
-    cross_entropy = nn.functional.cross_entropy
-    x = module.network.trunk(images.flatten(1))
-    w1, w2 = weight if isinstance(weight, list) else (weight, weight)
-    expected = cross_entropy(module.network.main(x), labels)
-    for w, head in ((w1, module.network.aux1), (w2, module.network.aux2)):
-        if w:
-            expected = expected + w * cross_entropy(head(x), labels)
-    loss, logits, extra = module.loss(module(images), labels)
-    assert torch.allclose(loss, expected)
-    assert torch.equal(logits, module.network.main(x))
-    assert set(extra) == (set() if weight == 0 else {"aux1_loss", "aux1_acc", "aux2_loss", "aux2_acc"})
-
-
-def test_a_weight_of_zero_takes_the_head_out_of_the_network() -> None:
-    module = GoogLeNetClassifier(ThreeHeads(), SGD, aux_weight=[0.3, 0])
-    assert module.network.aux1 is not None
-    assert module.network.aux2 is None
-
-
-def test_the_auxiliary_weight_decays_to_nothing_at_the_end() -> None:
-    class Watched(GoogLeNetClassifier):
-        factors: list[float]
-
-        def loss(self, output, labels):
-            loss, logits, extra = super().loss(output, labels)
-            main = self.loss_function(output.logits, labels)
-            heads = self.loss_function(output.aux1, labels) + self.loss_function(output.aux2, labels)
-            self.factors.append(((loss - main) / heads).item())
-            return loss, logits, extra
-
-    for decay, expected in (("linear", [0.4, 0.3, 0.2, 0.1]), ("cosine", [0.4, 0.3414, 0.2, 0.0586])):
-        module = Watched(ThreeHeads(), SGD, aux_weight=0.4, aux_decay=decay)
-        module.factors = []
-        quiet_trainer(max_epochs=1).fit(module, batches())
-        assert module.factors == pytest.approx(expected, abs=1e-3)
+    loss, logits, extra = module.objective(module(images), labels)
+    x = network.trunk(images)
+    expected = cross_entropy(network.main(x), labels)
+    kept = {}
+    for (name, head), factor in zip(heads.items(), factors, strict=True):
+        assert getattr(network, name) is (head if factor else None)
+        if factor:
+            head_loss = cross_entropy(head(x), labels)
+            expected = expected + factor * head_loss
+            kept |= {f"{name}_loss": 5 * head_loss, f"{name}_acc": (head(x).argmax(1) == labels).sum()}
+    assert torch.equal(logits, network.main(x))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(extra, kept)
 
 
 @pytest.mark.parametrize("weight", [-0.1, [0.3], [0.3, 0.3, 0.3], [0.3, -1], float("nan")])
 def test_a_wrong_auxiliary_weight_is_refused(weight: float | list[float]) -> None:
     with pytest.raises(ValueError, match="aux_weight is one number >= 0 or a pair"):
         GoogLeNetClassifier(ThreeHeads(), SGD, aux_weight=weight)
-
-
-def test_every_epoch_logs_the_mean_over_its_own_images() -> None:
-    class Plain(Linear):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.layer(images.flatten(1))
-
-    module = ImageClassifier(Plain(), partial(torch.optim.SGD, lr=0.0))
-    loader = batches()
-    trainer = quiet_trainer(max_epochs=3)
-    trainer.fit(module, loader)
-    images, labels = loader.dataset.tensors
-    expected = nn.functional.cross_entropy(module(images), labels)
-    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), abs=1e-6)

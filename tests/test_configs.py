@@ -1,15 +1,15 @@
 """Every file of `conf` composes, with every data set, and says what it is for."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+import torch
+import yaml
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.run import register_resolvers
-from tests.conftest import ROOT
+from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
 
@@ -18,52 +18,67 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = ("model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug", "experiment", "hparams_search")
-CHOICES = [(group, name) for group in GROUPS for name in names(group)]
+def defaults(file: str) -> list[Any]:
+    return yaml.safe_load((CONF / file).read_text()).get("defaults", [])
 
 
-@pytest.fixture(scope="module")
-def class_folders(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("folders")
-    for split in ("train", "test"):
-        for name in ("cat", "dog", "owl"):
-            (root / split / name).mkdir(parents=True)
-    return root
+def plain(*overrides: str, folder: Path) -> dict[str, Any]:
+    """Composed, every interpolation resolved, nothing missing; `folder` holds images too."""
+    for name in ("cat", "dog", "owl"):
+        (folder / f"train/{name}").mkdir(parents=True, exist_ok=True)
+    needs_root = any(override == "data=folder" for override in overrides)
+    cfg = composed(*overrides, *[f"data.root={folder}"] * needs_root, folder=folder)
+    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return content
 
 
-def composed(*overrides: str, folder: Path) -> dict:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"paths.output_dir={folder}/run", *overrides])
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return plain
+# The groups that conf/train.yaml chooses from. An experiment brings its own data set.
+GROUPS = {entry.removeprefix("optional ") for d in defaults("train.yaml") if isinstance(d, dict) for entry in d}
+CHOICES = {g: names(g) for g in sorted(GROUPS - {"data", "experiment", "paths"}) if names(g)}
 
 
-@pytest.mark.parametrize("data", names("data"))
-def test_every_file_composes_with_every_data_set(data: str, class_folders: Path) -> None:
-    root = [f"data.root={class_folders}"] if data == "folder" else []
-    for group, name in CHOICES:
-        if group == "experiment":  # an experiment brings its own data set
-            continue
-        cfg = composed(f"data={data}", f"{group}={name}", *root, folder=class_folders)
-        assert cfg["model"]["network"]["num_classes"] == cfg["data"]["num_classes"], (group, name)
+@pytest.mark.parametrize("data", [name for name in names("data") if name != "base"])
+def test_every_file_composes_with_every_data_set(data: str, tmp_path: Path) -> None:
+    for i in range(max(map(len, CHOICES.values()))):  # one choice of each group at a time
+        choice = {group: choices[i % len(choices)] for group, choices in CHOICES.items()}
+        cfg = plain(f"data={data}", *[f"{group}={name}" for group, name in choice.items()], folder=tmp_path)
+        assert cfg["model"]["network"]["num_classes"] == cfg["data"]["num_classes"], choice
 
 
 @pytest.mark.parametrize("name", names("experiment"))
-def test_every_experiment_composes(name: str, class_folders: Path) -> None:
-    root = [f"data.root={class_folders}"] if name.startswith("folder") else []
-    composed(f"experiment={name}", *root, folder=class_folders)
+def test_an_experiment_composes_chooses_its_optimizer_and_gives_its_command_and_result(
+    name: str, tmp_path: Path
+) -> None:
+    network = plain(f"experiment={name}", folder=tmp_path)["model"]["network"]
+    if (model := name.removeprefix("cifar10_")) in names("model"):
+        assert network == plain(f"model={model}", "data=cifar10", folder=tmp_path)["model"]["network"]
+    text = (CONF / f"experiment/{name}.yaml").read_text()
+    assert f"experiment={name}" in text
+    assert "not yet measured" in text.lower() or "test accuracy" in text.lower()
+    lineage = defaults(f"experiment/{name}.yaml")
+    for entry in lineage:  # grows with what it inherits
+        lineage += defaults(f"experiment/{entry}.yaml") if isinstance(entry, str) and entry != "_self_" else []
+    assert any("override /optimizer" in entry for entry in lineage if isinstance(entry, dict))
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_a_models_file_builds_the_network_of_its_name_and_leaves_the_optimizer_alone(name: str, tmp_path: Path) -> None:
+    if name == "timm":
+        pytest.importorskip("timm", reason="timm is an optional extra")
+    cfg = plain(f"model={name}", "data=digits", folder=tmp_path)
+    with torch.device("meta"):
+        network = instantiate(cfg["model"]["network"])
+    if name not in ("timm", "torchvision"):
+        assert network.torchvision_name in (None, name)
+    if name.startswith(("vgg", "nin")):
+        assert any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules()) == name.endswith("_bn")
+    depth = cfg["model"]["network"].get("depth")
+    assert depth is None or f"resnet{depth}" == name.removesuffix("_cifar")
+    assert cfg["optimizer"] == plain("model=alexnet", folder=tmp_path)["optimizer"]
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_file_opens_with_what_it_is_for(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# "), "the first line says what the file is for"
-
-
-@pytest.mark.parametrize("name", names("experiment"))
-def test_every_experiment_gives_its_command_and_its_result(name: str) -> None:
-    text = (CONF / f"experiment/{name}.yaml").read_text()
-    assert f"experiment={name}" in text
-    assert "not yet measured" in text.lower() or "test accuracy" in text.lower()

@@ -1,257 +1,248 @@
 """`evaluate(cfg)`: its numbers against a plain loop and scikit-learn, its files, and what it refuses."""
 
-from __future__ import annotations
-
-import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
 from PIL import Image
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.eval import evaluate, views
-from src.run import RunError, open_run
-from tests.conftest import QUICK, ROOT, run_command
+from src import figures
+from src.eval import _draw, evaluate, prepare
+from src.evaluation.metrics import VIEWS, measure, views
+from src.modules.base import Step, Task
+from src.modules.classifier import ImageClassifier
+from src.runs.folder import RunError
+from src.runs.run import open_run
+from tests.conftest import composed, run_command
 
 
-@functools.cache
-def trained_run() -> Path:
-    """A TinyVGG that has seen a little of the digits: one run folder for all tests that read it or copy it."""
-    folder = Path(tempfile.mkdtemp(prefix="trained")) / "run"
-    options = [*QUICK, "data.limit=600", "trainer.max_epochs=5", "optimizer.lr=0.01", f"hydra.run.dir={folder}"]
-    done = run_command("-m", "src.train", *options)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A copy of it, in another place than where it was trained."""
-    return Path(shutil.copytree(trained_run(), tmp_path / "copied"))
-
-
-def evaluated(run: Path | None, *overrides: str):
-    given = [f"run={run}"] if run else []
-    # `src.eval` itself adds the "++" that a section left to the run needs
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("eval", [*given, *(f"++{o}" if o.startswith(("data.", "trainer.")) else o for o in overrides)])
+def evaluated(*given: str) -> tuple[dict[str, float], dict[str, Any]]:
+    try:
+        prepare(dict(word.split("=", 1) for word in given))
+        cfg = composed(*given, name="eval")
+    finally:
+        ConfigStore.instance().repo.get("data", {}).pop("run.yaml", None)
     return evaluate(cfg)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory):
-    """(metrics, objects, run folder) of an evaluation as it comes."""
-    folder = Path(shutil.copytree(trained_run(), tmp_path_factory.mktemp("plain") / "run"))
-    return *evaluated(folder), folder
-
-
-def plain_loop(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of the test split, by hand."""
-    run = open_run(folder)
-    data = run.datamodule
-    data.prepare_data()
-    data.setup("test")
+def plain(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """An evaluation as it comes; beside it what the network makes of the test images and their mirror images."""
+    run = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("plain") / "run"))
+    (metrics, objects), opened = evaluated(f"run={run}"), open_run(run)
+    opened.datamodule.setup("test")
+    images, labels = opened.datamodule.examples("test", 360)
     with torch.no_grad():
-        logits = run.network(data.preprocess(data.test_set.images))
-    return logits, data.test_set.labels
+        both = [opened.network(opened.datamodule.preprocess(view)) for view in (images, images.flip(-1))]
+    rows, mirrored = (logits.double().softmax(1) for logits in both)
+    seen = {"rows": rows, "mirrored": mirrored, "guess": rows.argmax(1), "confidence": rows.max(1).values}
+    return SimpleNamespace(run=run, metrics=metrics, objects=objects, labels=labels, **seen)
 
 
-def test_metrics_are_those_of_a_plain_loop(plain) -> None:
-    metrics, objects, run = plain
-    logits, labels = plain_loop(run)
-    assert metrics["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
-    assert metrics["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
-    top5 = (logits.topk(5).indices == labels[:, None]).any(1).float().mean().item()
-    assert metrics["test/acc_top5"] == pytest.approx(top5, abs=1e-6)
-    assert all(isinstance(value, float) for value in metrics.values())
-    assert {"cfg", "datamodule", "model", "trainer"} <= set(objects)
+def test_metrics_are_those_of_scikit_learn_on_a_plain_loop(plain) -> None:
+    by_class = sk.precision_recall_fscore_support(plain.labels, plain.guess, zero_division=0)
+    names, frame = ["precision", "recall", "f1", "images"], plain.objects["per_class"]
+    np.testing.assert_allclose(frame[names].T, by_class, atol=1e-6)
+    np.testing.assert_array_equal(frame["accuracy"], frame["recall"])
+    expected = {name: values.mean() for name, values in zip(names[:3], by_class, strict=False)}
+    expected |= {"loss": sk.log_loss(plain.labels, plain.rows), "acc": sk.accuracy_score(plain.labels, plain.guess)}
+    expected |= {"acc_top5": sk.top_k_accuracy_score(plain.labels, plain.rows, k=5)}
+    assert {name: plain.metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert {"cfg", "datamodule", "model", "trainer"} <= set(plain.objects)
 
 
-def test_it_repeats_the_test_result_of_the_training(plain) -> None:
-    metrics, _, run = plain
-    saved = json.loads((run / "results.json").read_text())["metrics"]
-    for name in ("test/acc", "test/acc_top5", "test/loss"):
-        assert metrics[name] == pytest.approx(saved[name], abs=1e-5), name
-
-
-def test_class_results_are_those_of_scikit_learn(plain) -> None:
-    metrics, objects, run = plain
-    logits, labels = plain_loop(run)
-    precision, recall, f1, support = precision_recall_fscore_support(labels, logits.argmax(1), zero_division=0)
-    frame = objects["per_class"]
-    assert frame["images"].tolist() == support.tolist()
-    for name, expected in (("precision", precision), ("recall", recall), ("accuracy", recall), ("f1", f1)):
-        np.testing.assert_allclose(frame[name], expected, atol=1e-6, err_msg=name)
-    assert metrics["test/f1"] == pytest.approx(f1.mean(), abs=1e-6)
+def test_a_class_without_images_counts_in_no_mean() -> None:
+    metrics, frame = measure(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]), torch.tensor([0, 1]), ["a", "b", "c"])
+    assert metrics["recall"] == metrics["precision"] == 1
+    assert frame.iloc[2][["accuracy", "precision", "recall", "f1"]].isna().all()
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy_bin_by_bin(plain) -> None:
-    metrics, _, run = plain
-    logits, labels = plain_loop(run)
-    confidence, guess = logits.softmax(1).max(1)
-    right = guess == labels
-    expected = 0.0
-    for low in torch.arange(15) / 15:
-        inside = (confidence > low) & (confidence <= low + 1 / 15)
-        if inside.any():
-            expected += (
-                inside.sum() / len(labels) * (right[inside].float().mean() - confidence[inside].mean()).abs()
-            ).item()
-    assert metrics["test/ece"] == pytest.approx(expected, abs=1e-5)
+    right = (plain.guess == plain.labels).float()
+    bins = [(plain.confidence > low) & (plain.confidence <= low + 1 / 15) for low in torch.arange(15) / 15]
+    gaps = [(right[inside] - plain.confidence[inside]).sum().abs().item() for inside in bins]
+    assert plain.metrics["test/ece"] == pytest.approx(sum(gaps) / len(right), abs=1e-5)
 
 
 def test_predictions_hold_every_image_in_order(plain) -> None:
-    _, _, run = plain
-    logits, labels = plain_loop(run)
-    frame = open_run(run).predictions
-    assert frame["image"].tolist() == list(range(len(labels)))
-    assert frame["label"].tolist() == labels.tolist()  # the digits' names are the digits
-    assert frame["prediction"].tolist() == logits.argmax(1).tolist()
-    rows = frame[[f"p_{digit}" for digit in range(10)]].to_numpy()
-    np.testing.assert_allclose(rows, logits.softmax(1), atol=1e-5)
-    np.testing.assert_allclose(frame["confidence"], rows.max(1), atol=1e-5)
+    frame = open_run(plain.run).predictions
+    assert frame["image"].tolist() == list(range(len(plain.labels)))
+    assert frame["label"].tolist() == plain.labels.tolist()  # the digits' names are the digits
+    assert frame["prediction"].tolist() == plain.guess.tolist()
+    np.testing.assert_allclose(frame[[f"p_{digit}" for digit in range(10)]], plain.rows, atol=1e-5)
+    np.testing.assert_allclose(frame["confidence"], plain.confidence, atol=1e-5)
 
 
 def test_files_and_tensorboard_have_every_figure(plain) -> None:
-    _, objects, run = plain
     names = {"confusion_matrix", "reliability", "per_class", "most_confident_wrong", "most_confident_right"}
-    assert {path.stem for path in run.glob("figures/*.png")} == names
-    assert {path.name for path in objects["files"]} >= {"predictions.csv", "per_class.csv", "evaluation.json"}
-    assert all(path.is_file() for path in objects["files"])
-    accumulator = EventAccumulator(str(run / "tensorboard"))
-    accumulator.Reload()
-    assert {f"eval_test/{name}" for name in names} <= set(accumulator.Tags()["images"])
+    assert {path.stem for path in plain.run.glob("figures/*.png")} == names
+    files = {path.name for path in plain.objects["files"] if path.is_file()}
+    assert files == {"predictions.csv", "per_class.csv", "evaluation.json", *(f"{name}.png" for name in names)}
+    pictures = EventAccumulator(str(plain.run / "tensorboard")).Reload().Tags()["images"]
+    assert {f"eval_test/{name}" for name in names} <= set(pictures)
 
 
-def test_the_validation_split_is_that_of_the_training(run: Path) -> None:
-    metrics, objects = evaluated(run, "split=val")
+def test_figures_get_the_confusions_and_the_images_of_most_confidence(plain, monkeypatch) -> None:
+    given = []
+    for name in ("confusion_matrix", "examples"):
+        monkeypatch.setattr(figures, name, lambda *arguments: given.append(arguments))
+    list(_draw("test", "", plain.objects))
+    np.testing.assert_array_equal(given[0][0], sk.confusion_matrix(plain.labels, plain.guess))
+    wrong = plain.guess != plain.labels
+    for (images, labels, *_), there in zip(given[1:], (wrong, ~wrong), strict=True):
+        first = sorted(there.nonzero().flatten().tolist(), key=lambda i: -plain.confidence[i].item())[:24]
+        for drawn, expected in zip((images, labels), plain.objects["datamodule"].examples("test", first), strict=True):
+            np.testing.assert_array_equal(drawn, expected)
+
+
+def test_the_validation_split_of_the_latest_run_is_that_of_the_training(run: Path) -> None:
+    metrics, objects = evaluated("run=latest", f"paths.log_dir={run.parent}", "split=val")
     saved = json.loads((run / "results.json").read_text())["best"]
-    assert metrics["val/acc"] == pytest.approx(saved["value"], abs=1e-6)
+    assert metrics[saved["metric"]] == pytest.approx(saved["value"], abs=1e-6)
+    assert not [name for name in metrics if not name.startswith("val/")]
     assert len(objects["predictions"]) == 60
     assert (run / "predictions_val.csv").is_file()
     assert not (run / "predictions.csv").exists()
 
 
 def test_the_training_split_is_not_augmented(run: Path) -> None:
-    first, second = (evaluated(run, "split=train")[1]["predictions"] for _ in range(2))
-    assert len(first) == 540
+    first, second = (evaluated(f"run={run}", "split=train", "data.limit=60")[1]["predictions"] for _ in range(2))
+    assert len(first) == 54
     pd.testing.assert_frame_equal(first, second)
 
 
 def test_views_are_mirrored_and_shifted_images() -> None:
     image = torch.arange(64 * 64.0).view(1, 1, 64, 64)
-    assert list(views(image, "none")) == []
-    assert torch.equal(next(views(image, "flip")), image.flip(-1))
+    assert [len(list(views(image, name))) for name in VIEWS] == [0, 1, 5]
     mirrored, up, up_mirrored, down, down_mirrored = views(image, "multicrop")
-    assert torch.equal(mirrored, image.flip(-1))
     assert torch.equal(up[..., 2:, 2:], image[..., :-2, :-2])  # 1/32 of 64 px
     assert torch.equal(down[..., :-2, :-2], image[..., 2:, 2:])
-    assert torch.equal(up_mirrored, up.flip(-1))
-    assert torch.equal(down_mirrored, down.flip(-1))
+    for view, expected in ((mirrored, image), (up_mirrored, up), (down_mirrored, down)):
+        assert torch.equal(view, expected.flip(-1))
 
 
 def test_test_time_augmentation_reports_both_numbers(run: Path, plain) -> None:
-    metrics, objects = evaluated(run, "tta=flip")
-    opened = open_run(run)
-    opened.datamodule.setup("test")
-    images = opened.datamodule.preprocess(opened.datamodule.test_set.images)
-    labels = opened.datamodule.test_set.labels
-    with torch.no_grad():
-        mean = (opened.network(images).softmax(1) + opened.network(images.flip(-1)).softmax(1)) / 2
-    assert metrics["test/acc"] == plain[0]["test/acc"]
-    assert metrics["test/acc_tta"] == pytest.approx((mean.argmax(1) == labels).float().mean().item(), abs=1e-6)
+    metrics, objects = evaluated(f"run={run}", "tta=flip")
+    mean = (plain.rows + plain.mirrored) / 2
+    assert {name: metrics[name] for name in ("test/acc", "test/loss", "test/ece")}.items() <= plain.metrics.items()
+    assert metrics["test/acc_tta"] == pytest.approx(sk.accuracy_score(plain.labels, mean.argmax(1)), abs=1e-6)
+    assert metrics["test/loss_tta"] == pytest.approx(sk.log_loss(plain.labels, mean), abs=1e-5)
     np.testing.assert_allclose(objects["predictions"]["p_3"], mean[:, 3], atol=1e-5)
     assert (run / "predictions_flip.csv").is_file()
 
 
 def test_a_checkpoint_file_alone_is_enough(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "sent").mkdir()
-    alone = shutil.copy(run / "checkpoints/last.ckpt", tmp_path / "sent/last.ckpt")
-    metrics, objects = evaluated(None, f"ckpt_path={alone}")
+    alone = shutil.copy(run / "checkpoints/last.ckpt", tmp_path)
+    metrics, objects = evaluated(f"ckpt_path={alone}")
     assert len(objects["predictions"]) == 360
     assert metrics["test/acc"] > 0.5
-    assert (tmp_path / "sent/predictions_last.csv").is_file()
+    assert (tmp_path / "predictions_last.csv").is_file()
 
 
-def digit_folder(root: Path, run: Path, names: dict[int, str]) -> Path:
-    """The first 60 test digits as PNG files in a folder of class folders."""
-    data = open_run(run).datamodule
-    data.setup("test")
-    for i, (image, label) in enumerate(zip(data.test_set.images[:60], data.test_set.labels[:60].tolist(), strict=True)):
+class Doubled(ImageClassifier):
+    def loss(self, logits, labels):
+        return 2 * super().loss(logits, labels)
+
+
+class Bright(Task):
+    """Logs a score alone, gives no logits, knows no loss of a classifier."""
+
+    def __init__(self, *args: Any, loss: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+
+    def step(self, batch, stage):
+        images, labels = batch
+        return Step(self.network(images).mean(), (labels >= 0).sum(), {"score": (labels >= 5).sum()})
+
+
+def of_another_module(run: Path, kind: type) -> Path:
+    """The run, its checkpoint that of a module of this file, in half precision."""
+    path = next(run.glob("checkpoints/epoch_*.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["model"]["_target_"] = f"{__name__}.{kind.__name__}"
+    checkpoint["config"]["trainer"]["precision"] = "16-mixed"
+    torch.save(checkpoint, path)
+    return run
+
+
+def test_the_loss_is_the_module_s_own_and_half_precision_needs_a_gpu(run: Path, plain, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    metrics, objects = evaluated(f"run={of_another_module(run, Doubled)}", "trusted=[tests]", "trainer.accelerator=cpu")
+    assert metrics["test/loss"] == pytest.approx(2 * plain.metrics["test/loss"], abs=1e-5)
+    assert (objects["trainer"].precision, objects["trainer"].loggers) == ("32-true", [])
+
+
+def test_a_module_without_logits_has_its_metrics_and_no_figures(run: Path, capsys) -> None:
+    metrics, objects = evaluated(f"run={of_another_module(run, Bright)}", "trusted=[tests]", "split=val")
+    _, labels = objects["datamodule"].examples("val", 60)
+    assert metrics["val/score"] == pytest.approx((labels >= 5).float().mean().item(), abs=1e-6)
+    assert set(metrics) == {"val/score", "val/loss"}
+    assert json.loads((run / "evaluation_val.json").read_text())["metrics"] == metrics
+    assert objects["files"] == [run / "evaluation_val.json"]
+    assert "no figures" in capsys.readouterr().out.partition("val/score")[2]
+
+
+def test_another_data_set_is_seen_as_the_run_s_if_it_has_the_same_classes(run: Path, plain, tmp_path: Path) -> None:
+    images, labels = plain.objects["datamodule"].examples("test", range(60))
+    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         for split in ("train", "test"):
-            path = root / split / names[label] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return root
-
-
-def test_another_data_set_of_the_same_classes_takes_the_run_s_preprocessing(run: Path, tmp_path: Path) -> None:
-    root = digit_folder(tmp_path / "images", run, {i: str(i) for i in range(10)})
-    logs = f"paths.log_dir={tmp_path}/logs"
-    metrics, objects = evaluated(run, "data=folder", f"data.root={root}", "data.val_size=0", "data.batch_size=8", logs)
-    logits, labels = plain_loop(run)
-    assert metrics["test/acc"] == pytest.approx((logits.argmax(1) == labels)[:60].float().mean().item(), abs=1e-6)
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    given = ["data=folder", f"data.root={tmp_path}/images", "data.val_size=0", f"paths.log_dir={tmp_path}/logs"]
+    metrics, objects = evaluated(f"run={run}", *given)
+    assert metrics["test/acc"] == pytest.approx(sk.accuracy_score(labels, plain.guess[:60]), abs=1e-6)
     assert objects["datamodule"].image_size == 32
     assert (run / "predictions_imagefolder_test.csv").is_file()
-
-
-def test_a_data_set_of_other_classes_is_refused_by_name(run: Path, tmp_path: Path) -> None:
-    root = digit_folder(tmp_path / "images", run, {i: f"digit {i}" for i in range(10)})
-    logs = f"paths.log_dir={tmp_path}/logs"
-    with pytest.raises(ValueError, match=r"knows 10 classes \(0, 1, 2, \.\.\.\).*ImageFolder has 10 classes \(digit 0"):
-        evaluated(run, "data=folder", f"data.root={root}", "data.batch_size=8", logs)
-    assert not (run / "figures").exists()
-
-
-def test_without_validation_images_their_split_is_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match="no validation images"):
-        evaluated(run, "split=val", "data.val_size=0")
+    for folder in (tmp_path / "images").glob("*/*"):
+        folder.rename(folder.with_name(f"digit {folder.name}"))
+    with pytest.raises(ValueError, match=r"knows 10 classes \(0, 1, 2, \.\.\.\).*has 10 classes \(digit 0"):
+        evaluated(f"run={run}", *given)
 
 
 MISTAKES = {
-    "split=validation": "choose test, val, train",
+    "split=validation": "choose 'train', 'val' or 'test'",
+    "split=val data.val_size=0": "no validation images",
     "tta=crop": "choose none, flip, multicrop",
-    "data.rot=x": "data.rot is no option of this run",
+    "data.rot=x": "Could not override 'data.rot'",
     "data.mean=half": "data.mean cannot be changed",
-    "trainer.device=2": "trainer.device is no option of this run",
+    "data.image_size=48": "data.image_size cannot be changed",
+    "trainer.device=2": "Could not override 'trainer.device'",
 }
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_gets_one_clear_message(override: str) -> None:
-    with pytest.raises(ValueError, match=MISTAKES[override]):
-        evaluated(trained_run(), override)
+def test_a_mistake_gets_one_clear_message(trained_run: Path, override: str) -> None:
+    with pytest.raises((ValueError, ConfigCompositionException), match=MISTAKES[override]):
+        evaluated(f"run={trained_run}", *override.split())
 
 
-def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="say what to evaluate"):
-        evaluated(None)
-    with pytest.raises(RunError, match="there is no folder"):
-        evaluated(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"is no run folder.*copied"):
-        evaluated(tmp_path)
-    best = next(run.glob("checkpoints/epoch_*.ckpt"))
-    best.write_bytes(best.read_bytes()[:1000])
-    with pytest.raises(RunError, match=r"truncated.*last\.ckpt"):
-        evaluated(run)
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(RunError, match="has no checkpoint"):
-        evaluated(run)
+def test_the_command_hints_at_an_option_of_the_run_s_data(trained_run: Path) -> None:
+    done = run_command("-m", "src.eval", f"run={trained_run}", "data.limt=5")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no option 'data.limt': did you mean data.limit")
+
+
+def test_without_a_run_it_asks_for_one() -> None:
+    with pytest.raises(RunError, match="say which run"):
+        evaluated()
 
 
 @pytest.mark.slow
 def test_two_processes_predict_what_one_does(run: Path) -> None:
-    arguments = ["-m", "src.eval", f"run={run}", "data.limit=333"]
-    assert run_command(*arguments).returncode == 0
-    alone = (run / "predictions.csv").read_bytes()
-    done = run_command(*arguments, "trainer=ddp_cpu")
-    assert done.returncode == 0, done.stderr
-    assert (run / "predictions.csv").read_bytes() == alone
+    written = []
+    for more in ([], ["trainer=ddp_cpu"]):
+        done = run_command("-m", "src.eval", f"run={run}", "data.limit=333", *more)
+        assert done.returncode == 0, done.stderr
+        written.append((run / "predictions.csv").read_bytes())
+    assert written[0] == written[1]

@@ -1,7 +1,5 @@
 """Figures say what the arrays hold, clip nothing and need neither a screen nor torch."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from src import figures
+from src.figures.style import short
 
 RNG = np.random.default_rng(0)
 TEN = [f"class {i}" for i in range(10)]
@@ -66,6 +65,20 @@ def test_no_text_leaves_any_figure(classes: list[str]) -> None:
         assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0, name
 
 
+def test_optunas_plots_are_drawn_in_the_house_style_and_nothing_of_it_stays() -> None:
+    import matplotlib.pyplot as plt
+    from matplotlib import rcParams
+    from matplotlib.style import library
+
+    before, theirs = rcParams["axes.prop_cycle"], library["ggplot"].copy()
+    with figures.house_style():
+        plt.style.use("ggplot")  # as they do
+        assert tuple(rcParams["axes.prop_cycle"].by_key()["color"]) == figures.COLOURS
+        assert rcParams["axes.facecolor"] == "white"
+    assert rcParams["axes.prop_cycle"] == before
+    assert library["ggplot"] == theirs
+
+
 def test_drawing_imports_neither_torch_nor_pyplot() -> None:
     code = (
         "import sys, src.figures as f; f.curves({'epoch': [0], 'val/loss': [1.0]}).png;"
@@ -87,9 +100,22 @@ def test_curves_mark_over_fitting_only_where_it_was_seen() -> None:
     assert "over-fitting" not in figures.curves(history(4)).axes[0].get_title(loc="left")
 
 
+def test_whatever_a_run_logged_has_a_panel_losses_first_and_speeds_none() -> None:
+    given = {**history(), "val/acc_top5": history()["val/acc"], "train/score": np.arange(12), "lr-SGD": np.ones(12)}
+    figure = figures.curves({**given, "train/images_per_s": np.ones(12)})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy", "top-5 accuracy", "score"]
+    assert [line.get_label() for line in figure.axes[3].lines[:1]] == ["training"]
+    (axes,) = figures.curves({"epoch": [0, 1], "train/score": [3.0, 4.0]}).axes
+    assert axes.get_ylabel() == "score"
+    (axes,) = figures.compare({"a": [{"epoch": [0, 1], "train/score": [3.0, 4.0]}]}).axes
+    assert axes.get_ylabel() == "training score"
+    assert len(figures.curves({"epoch": [0], **{f"val/{name}": [1.0] for name in "abcdefgh"}}).axes) == 6
+    assert len(figures.curves({"epoch": []}).axes) == len(figures.compare({}).axes) == 1, "an empty panel"
+
+
 def test_comparing_draws_the_mean_over_the_epochs_all_runs_have() -> None:
     short, long = {"epoch": [0, 1], "val/acc": [0.2, 0.4]}, {"epoch": [0, 1, 2], "val/acc": [0.4, 0.8, 0.9]}
-    lines = figures.compare({"two seeds": [short, long]}).axes[1].lines
+    lines = figures.compare({"two seeds": [short, long]}).axes[0].lines
     assert lines[-1].get_label() == "two seeds (n = 2)"
     np.testing.assert_allclose(lines[-1].get_ydata(), [0.3, 0.6])
 
@@ -105,12 +131,11 @@ def test_confusion_matrix_shows_counts_and_shares_of_the_true_class() -> None:
 
 def test_calibration_bins_match_a_hand_worked_case() -> None:
     # Bins (0, .5] and (.5, 1]: one image each at .5 (wrong) and .6 (right), .8 (wrong).
-    count, mean, accuracy = figures.calibration([0.5, 0.6, 0.8], [False, True, False], bins=2)
-    assert count.tolist() == [1, 2]
-    np.testing.assert_allclose(mean, [0.5, 0.7])
-    np.testing.assert_allclose(accuracy, [0.0, 0.5])
-    title = figures.reliability([0.5, 0.6, 0.8], [False, True, False], bins=2).axes[0].get_title()
-    assert f"{(0.5 * 1 + 0.2 * 2) / 3:.2%}" in title
+    axes = figures.reliability([0.5, 0.6, 0.8], [False, True, False], bins=2).axes[0]
+    accuracy, gap = axes.containers
+    np.testing.assert_allclose([bar.get_height() for bar in accuracy], [0.0, 0.5])
+    np.testing.assert_allclose([bar.get_y() for bar in gap], [0.5, 0.7])
+    assert f"{(0.5 * 1 + 0.2 * 2) / 3:.2%} (2 bins, 3 images)" in axes.get_title()
 
 
 def test_calibration_error_agrees_with_torchmetrics() -> None:
@@ -118,10 +143,9 @@ def test_calibration_error_agrees_with_torchmetrics() -> None:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     rows, labels = probabilities(500, 7), RNG.integers(0, 7, 500)
-    count, mean, accuracy = figures.calibration(rows.max(1), rows.argmax(1) == labels)
-    ours = (count * np.abs(accuracy - mean)).sum() / count.sum()
+    title = figures.reliability(rows.max(1), rows.argmax(1) == labels).axes[0].get_title()
     theirs = multiclass_calibration_error(torch.tensor(rows), torch.tensor(labels), 7, n_bins=15)
-    assert ours == pytest.approx(theirs.item(), abs=1e-6)
+    assert f"error {theirs.item():.2%}" in title
 
 
 def test_class_bars_put_the_lowest_first_and_classes_without_images_last() -> None:
@@ -148,9 +172,15 @@ def test_example_frames_are_blue_when_right_and_vermilion_when_wrong() -> None:
     assert figure.axes[1].get_xlabel() == "predicted: dog (75.0%)\ntrue: a$b$ (25.0%)"
 
 
+def test_a_probability_is_called_certain_only_where_it_is() -> None:
+    figure = figures.examples(np.zeros((2, 3, 8, 8), np.uint8), [1, 1], [[1.0, 0.0], [0.9999, 0.0001]], ["a", "b"])
+    captions = [axes.get_xlabel() for axes in figure.axes]
+    assert captions == ["predicted: a (100.0%)\ntrue: b (0.0%)", "predicted: a (>99.9%)\ntrue: b (<0.1%)"]
+
+
 def test_long_names_lose_their_middle() -> None:
-    assert figures._short("abcdefghij", 5) == "ab…ij"
-    assert figures._short("abcde", 5) == "abcde"
+    assert short("abcdefghij", 5) == "ab…ij"
+    assert short("abcde", 5) == "abcde"
 
 
 def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_path: Path) -> None:
@@ -160,5 +190,5 @@ def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_pat
     assert path.read_bytes() == figure._repr_png_()
     assert figure.png.startswith(b"\x89PNG\r\n\x1a\n")
     picture = figures.pixels(figure)
-    assert picture.shape[:2] == tuple(int(side * figures.DPI) for side in figure.get_size_inches()[::-1])
+    assert picture.shape[:2] == tuple(int(side * 160) for side in figure.get_size_inches()[::-1])
     assert (picture == 128).all(axis=2).mean() > 0.3

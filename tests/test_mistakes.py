@@ -1,7 +1,6 @@
 """What a user gets wrong ends with one clear message, exit code 1 and no traceback."""
 
-from __future__ import annotations
-
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ MISTAKES = {
 def test_a_mistake_gets_one_clear_message(override: str, tmp_path: Path, monkeypatch, capsys) -> None:
     folders = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
     monkeypatch.setattr("sys.argv", ["train", *QUICK[:2], *folders, override])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # `run` changes it for what it starts; afterwards it is as before
     with pytest.raises(SystemExit) as exit:
         cli.run(main, "train")
     assert exit.value.code == 1
@@ -47,13 +46,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_its_checkpoints(tmp
     arguments = [*QUICK, f"paths.log_dir={tmp_path}", "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=50"]
     done = run_command("-m", "src.train", *arguments)
     assert done.returncode == 1
-    assert "error: the training loss became" in done.stderr
-    assert "at step" in done.stderr
+    assert re.search("error: the training loss became .* at step", done.stderr)
     assert not list(tmp_path.glob("**/results.json"))
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     done = run_command("-m", "src.train", "data.batch_size=5000", f"paths.log_dir={tmp_path}")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (1, True)

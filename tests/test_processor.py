@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +13,13 @@ import torch
 from src.callbacks import processor
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("max 100000", None), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("nonsense", None)],
-)
-def test_a_containers_share_of_the_processors_is_rounded_up(tmp_path: Path, text: str, expected: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(text + "\n")
-    assert processor.allowed_processors(tmp_path / "cpu.max") == expected
-
-
-def test_without_the_file_there_is_no_limit(tmp_path: Path) -> None:
-    assert processor.allowed_processors(tmp_path / "cpu.max") is None
+def test_no_more_threads_are_started_than_a_container_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(processor.joblib, "cpu_count", lambda: 1)
+    on_cpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    processor.Processor().setup(on_cpu, None, "fit")  # type: ignore[arg-type]
+    assert chosen == [1] * (sys.platform == "linux")
 
 
 @pytest.mark.parametrize(
@@ -42,13 +40,10 @@ def test_bfloat16_is_chosen_where_it_is_much_faster(
 
     monkeypatch.setattr(torch, "autocast", autocast)
     monkeypatch.setattr(processor.time, "perf_counter", lambda: now)
-    processor.fastest_precision.cache_clear()
     assert processor.fastest_precision() == chosen
-    processor.fastest_precision.cache_clear()
 
 
 def test_measuring_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    processor.fastest_precision.cache_clear()
     assert processor.fastest_precision() in ("bf16-mixed", "32-true")
     assert torch.equal(torch.get_rng_state(), before)

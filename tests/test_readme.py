@@ -1,18 +1,14 @@
 """The README's commands: each one composes, and those that read a run work one after another on a run."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from src.run import register_resolvers
-from tests.conftest import QUICK, ROOT, SILENT, run_command
+from tests.conftest import QUICK, ROOT, SILENT, composed, run_command
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -26,7 +22,6 @@ TRAININGS = [command[command.index("src.train") + 1 :] for command in COMMANDS i
 
 @pytest.mark.parametrize("arguments", TRAININGS, ids=" ".join)
 def test_a_training_command_composes(arguments: list[str], tmp_path: Path) -> None:
-    register_resolvers()
     given = [a for a in arguments if not a.startswith(("-", "resume=", "resume_sweep=", "hydra"))]
     overrides = []
     for override in OverridesParser.create().parse_overrides(given):
@@ -34,28 +29,19 @@ def test_a_training_command_composes(arguments: list[str], tmp_path: Path) -> No
         if override.is_sweep_override() and not override.is_interval_sweep():
             overrides.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
         elif not override.is_sweep_override():
-            assert override.input_line is not None
-            overrides.append(override.input_line)
-    if "data.root=/path/to/images" in overrides:
-        for name in ("cat", "dog"):
-            (tmp_path / name).mkdir()
-        overrides[overrides.index("data.root=/path/to/images")] = f"data.root={tmp_path}"
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        compose("train", overrides)
-
-
-def lines_with(module: str) -> list[list[str]]:
-    return [command[1:] for command in COMMANDS if command[:3] == ["python", "-m", module]]
+            overrides.append(str(override.input_line).replace("/path/to/images", str(tmp_path)))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    composed(*overrides)
 
 
 @pytest.mark.timeout(400)
 def test_train_resume_evaluate_predict_export_and_report_work_one_after_another(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    Image.new("RGB", (40, 30), "red").save(photos / "red.png")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photos/red.png")
     commands = [["-m", "src.train", *QUICK, *SILENT], ["-m", "src.train", "resume=latest", "trainer.max_epochs=3"]]
     for module in ("src.eval", "src.predict", "src.export", "src.report"):
-        commands += lines_with(module)
+        commands += [command[1:] for command in COMMANDS if command[:3] == ["python", "-m", module]]
     assert len(commands) >= 8
     for command in commands:
         done = run_command(*command, cwd=tmp_path)

@@ -9,97 +9,76 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from src.processes import joined_arguments
-from src.sweeps.slurm import ClusterTask
+from src.sweeps import read_jobs
 from tests.conftest import QUICK, ROOT, SILENT, run_command
 from tests.test_launcher import Standin, count
 
 SUBMITIT = ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.resources.gpus_per_node=0"]
 
 
-def sweep_folder(logs: Path) -> Path:
-    (record,) = logs.glob("train/multiruns/*/sweep.json")
-    return record.parent
-
-
-def jobs(logs: Path) -> list[tuple[str, str]]:
-    record = json.loads((sweep_folder(logs) / "sweep.json").read_text())
-    return [(job["label"], job["status"]) for job in record["jobs"]]
+def swept(logs: Path, *overrides: str) -> tuple[Path, str]:
+    """Folder and output of `src.train -m OVERRIDES`."""
+    done = run_command("-m", "src.train", "-m", *overrides, f"paths.log_dir={logs}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (journal,) = logs.glob("train/multiruns/*/study.journal")
+    return journal.parent, done.stdout
 
 
 @pytest.mark.slow
 def test_ddp_inside_a_sweep_runs_each_job_once(tmp_path: Path) -> None:
-    overrides = [*QUICK, *SILENT, "trainer=ddp_cpu", "seed=0,1", f"paths.log_dir={tmp_path}"]
-    done = run_command("-m", "src.train", "-m", *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert jobs(tmp_path) == [("seed=0", "done"), ("seed=1", "done")], "no rank starts the sweep again"
+    folder, _ = swept(tmp_path, *QUICK, *SILENT, "trainer=ddp_cpu", "seed=0,1")
+    assert count(read_jobs(folder)) == {"done": 2}, "no rank starts the sweep again"
 
 
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_gives_every_result_and_one_table(tmp_path: Path) -> None:
-    overrides = [*QUICK, *SILENT, "seed=0,1,2", "trainer.max_epochs=3", f"paths.log_dir={tmp_path}"]
-    command = [sys.executable, "-m", "src.train", "-m", *overrides]
+    overrides = [*QUICK, *SILENT, "seed=0,1,2", "trainer.max_epochs=3"]
+    command = [sys.executable, "-m", "src.train", "-m", *overrides, f"paths.log_dir={tmp_path}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("job 1 running"):
-            break
+    next(line for line in process.stdout if line.startswith("job 1 running"))
     process.kill()
     process.communicate()
-    done = run_command(*command[1:])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Going on with" in done.stdout
-    assert [status for _, status in jobs(tmp_path)] == ["done"] * 3
-    (row,) = json.loads((sweep_folder(tmp_path) / "summary.json").read_text())
+    folder, output = swept(tmp_path, *overrides)
+    assert "Going on with" in output
+    assert count(read_jobs(folder)) == {"done": 3}
+    (row,) = json.loads((folder / "summary.json").read_text())
     assert row["n"] == 3
     assert len(set(row["metrics"]["val/loss"]["values"])) == 3
 
 
 @pytest.mark.slow
 def test_a_search_prunes_real_training(tmp_path: Path) -> None:
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=5"]
-    pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.pruner_options={n_startup_trials: 2}"]
+    search = ["hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=5"]
+    pruner = ["hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=2"]
     space = ["optimizer.lr=choice(1e-6,0.002)", *QUICK, *SILENT, "trainer.max_epochs=10", "data.limit=800"]
-    done = run_command("-m", "src.train", "-m", *search, *pruner, *space, f"paths.log_dir={tmp_path}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = json.loads((sweep_folder(tmp_path) / "study.json").read_text())
-    rates = {trial["params"]["optimizer.lr"] for trial in study["trials"]}
-    assert rates == {1e-6, 0.002}
-    pruned = [trial for trial in study["trials"] if trial["state"] == "pruned"]
+    folder, _ = swept(tmp_path, *search, *pruner, *space)
+    trials = json.loads((folder / "study.json").read_text())["trials"]
+    assert {trial["params"]["optimizer.lr"] for trial in trials} == {1e-6, 0.002}
+    pruned = [trial for trial in trials if trial["state"] == "pruned"]
     assert pruned
     assert all(trial["params"]["optimizer.lr"] == 1e-6 and len(trial["epochs"]) < 10 for trial in pruned)
 
 
-@pytest.mark.parametrize(
-    ("environment", "arguments", "expected"),
-    [
-        ({}, ["seed=1"], ["seed=1"]),
-        ({"SLURM_JOB_ID": "7"}, ["seed=1"], ["seed=1"]),  # a job script without srun: one process
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "interactive"}, ["seed=1"], ["seed=1"]),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["a=1"], ["a=1", "hydra.run.dir='logs/train/runs/slurm_7.2'"]),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["-m", "seed=1,2"], ["-m", "seed=1,2"]),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, ["hydra.run.dir=x"], ["hydra.run.dir=x"]),
-        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, ["seed=1"], ["seed=1"]),
-    ],
-)
-def test_processes_started_together_share_a_folder(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], arguments: list[str], expected: list[str]
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert joined_arguments(arguments) == expected
+@pytest.mark.slow
+def test_the_speed_sweep_measures_each_setting_and_names_the_best(tmp_path: Path) -> None:
+    fixed = ["model.channels_last=true", "data.num_workers=0", "trainer.precision=32-true", "trainer=cpu"]
+    sizes = ["data.batch_size=16,32", "data.limit=200", "model.network.hidden_units=4"]
+    folder, output = swept(tmp_path, "hparams_search=speed", *fixed, *sizes)
+    rows = json.loads((folder / "summary.json").read_text())
+    speeds = {row["differing"]["data.batch_size"]: row["metrics"]["train/images_per_s"]["mean"] for row in rows}
+    assert set(speeds) == {"16", "32"}
+    assert min(speeds.values()) > 0
+    assert f"Best: data.batch_size={max(speeds, key=speeds.__getitem__)}\n" in output
 
 
 @pytest.fixture
 def two_nodes() -> Iterator[list[tuple[str, str, str]]]:
     """Two network namespaces joined by a cable: (namespace, network interface, address) of each."""
-    if shutil.which("ip") is None:
-        pytest.skip("no `ip` command to make network namespaces with")
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
     nodes = [(f"sweep{os.getpid()}{side}", f"veth{side}", f"10.77.0.{i}") for i, side in enumerate("ab", 1)]
 
     def ip(*arguments: str) -> None:
@@ -110,8 +89,8 @@ def two_nodes() -> Iterator[list[tuple[str, str, str]]]:
         for name, _, _ in nodes:
             try:
                 ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+            except (FileNotFoundError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespaces here, they need root: {error}")
             made.append(name)
         (first, cable, _), (second, other, _) = nodes
         ip("-n", first, "link", "add", cable, "type", "veth", "peer", "name", other, "netns", second)
@@ -137,16 +116,9 @@ def test_two_nodes_under_torchrun_give_what_one_process_gives(
         meet = [f"--master_addr={two_nodes[0][2]}", "--master_port=29511", "-m"]
         command = [sys.executable, "-m", *torchrun, *meet, *common, *distributed, f"paths.log_dir={tmp_path}/two"]
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"}
-        processes.append(
-            subprocess.Popen(
-                ["ip", "netns", "exec", name, *command],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        inside = ["ip", "netns", "exec", name, *command]
+        processes.append(subprocess.Popen(inside, cwd=ROOT, env=environment, **pipes))
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
 
@@ -163,23 +135,23 @@ def test_two_nodes_under_torchrun_give_what_one_process_gives(
 @pytest.mark.slow
 def test_a_sweep_goes_through_submitit(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    overrides = [*QUICK, *SILENT, *SUBMITIT, "seed=0,1", "hydra.launcher.n_jobs=2", f"paths.log_dir={tmp_path}"]
-    done = run_command("-m", "src.train", "-m", *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert jobs(tmp_path) == [("seed=0", "done"), ("seed=1", "done")]
-    assert "epoch   1" in (sweep_folder(tmp_path) / "1" / "output.log").read_text()
+    folder, _ = swept(tmp_path, *QUICK, *SILENT, *SUBMITIT, "seed=0,1", "hydra.launcher.n_jobs=2")
+    assert count(read_jobs(folder)) == {"done": 2}
+    assert "epoch   1" in (folder / "1/output.log").read_text()
 
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_and_is_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitit = pytest.importorskip("submitit")
+    from src.sweeps.slurm import ClusterTask
+
     standin = Standin(tmp_path)
     run = tmp_path / "run"
     run.mkdir()
     monkeypatch.chdir(ROOT)  # submitit's job imports src from the folder it was submitted in
     program = [sys.executable, str(standin.folder / "standin.py")]
     command = [*program, "epochs=16", "seconds=0.5", f"hydra.run.dir={run}"]
-    task = ClusterTask(command, [*program, f"resume={run}"], str(run))
+    task = ClusterTask(command, [*program, f"resume={run}"], run)
     executor = submitit.LocalExecutor(run / "submitit", max_num_timeout=5)
     executor.update_parameters(timeout_min=0.1, signal_delay_s=2)  # warned after 4 s of 6, with 8 s of work
     assert executor.submit(task).result() == 0
@@ -199,20 +171,22 @@ def test_failures_on_a_cluster_are_marked_as_here(tmp_path: Path) -> None:
     assert count(standin.jobs()) == {"done": 1, "failed": 1, "out of memory": 1, "killed": 1}
 
 
-def test_slurm_without_a_cluster_is_told(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    if shutil.which("srun") is not None:
-        pytest.skip("this machine has a cluster")
-    code, output = Standin(tmp_path).sweep("hydra/launcher=slurm", "seed=0,1")
-    assert code == 1
-    assert "no srun on this machine" in output
+NO_CLUSTER = pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has a cluster")
 
 
-def test_a_resource_that_submitit_does_not_know_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(["hydra/launcher=slurm"], 'Could not detect "srun"', marks=NO_CLUSTER),
+        ([*SUBMITIT, "hydra.launcher.resources.timeout_min=an_hour"], "an_hour"),
+        ([*SUBMITIT, "+hydra.launcher.resources.memory=9"], "'memory'"),
+    ],
+)
+def test_what_submitit_cannot_do_is_told_at_once(tmp_path: Path, overrides: list[str], message: str) -> None:
     pytest.importorskip("submitit")
     standin = Standin(tmp_path)
-    code, output = standin.sweep(*SUBMITIT, "hydra.launcher.resources.timeout_min=an_hour")
+    code, output = standin.sweep(*overrides, "seed=0,1")
     assert code == 1
-    assert "hydra.launcher.resources" in output
-    assert "an_hour" in output
+    assert "hydra.launcher" in output
+    assert message in output
     assert not standin.folders

@@ -1,12 +1,11 @@
 """Checkpoints that open from the file alone, survive a kill, and can move with their run folder."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,25 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from src.runs.folder import moved, whole
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file of the final name is always whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that writes `last.ckpt` after every epoch, and whose folder can move.
 
     Lightning's `save_last` writes it only after an epoch that was among the best, and its state names files
-    by their absolute paths.
+    by their absolute paths (Lightning #15705).
     """
-
-    PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(enable_version_counter=False, **kwargs)
@@ -51,20 +43,12 @@ class RunCheckpoint(ModelCheckpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(str(self.dirpath), "last.ckpt"))
 
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        for key in self.PATHS:
-            state[key] = Path(state[key]).name
-        state["best_k_models"] = {Path(path).name: score for path, score in state["best_k_models"].items()}
-        return {**state, "dirpath": ""}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(name: str) -> str:
-            return str(Path(str(self.dirpath), name)) if name else ""
-
-        state = {**state_dict, **{key: here(state_dict[key]) for key in self.PATHS}}
-        state["best_k_models"] = {here(name): score for name, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state, "dirpath": self.dirpath})
+        state = moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath))
+        named = {*state["best_k_models"], *(state[f"{kind}_model_path"] for kind in ("best", "kth_best", "last"))}
+        if any(path and os.path.dirname(os.path.normpath(path)) != str(self.dirpath) for path in named):
+            raise ValueError(f"the checkpoint names files outside {self.dirpath}, which is refused: {sorted(named)}")
+        super().load_state_dict(state)
 
 
 class RunRecord(Callback):
@@ -78,45 +62,46 @@ class RunRecord(Callback):
     Args:
         folder: where `last.ckpt` goes.
         seed: of the run.
+        started: called once the training has begun, or gone on from a checkpoint.
     """
 
-    def __init__(self, folder: str | Path, seed: int) -> None:
+    def __init__(self, folder: str | Path, seed: int, started: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.seed, self.started = Path(folder), seed, started
         self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
         self.metrics: dict[str, float] = {}  # as last logged before the checkpoint that the run went on from
-        self.earlier_seconds = 0.0  # that the run had taken until that checkpoint
-        self.folder = Path(folder)
-        self.seed = seed
-        self._random_state: dict[str, Any] | None = None
+        self._earlier_seconds = 0.0  # that the run had taken until that checkpoint
+        self._random_state: dict[str, Any] = {}
         self._old_handler: Any = None
         self._requeue = False
         self._start = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, with what it took before it was stopped."""
+        return self._earlier_seconds + time.perf_counter() - self._start
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        checkpoint.update(
-            self.contents,
-            metrics={**self.metrics, **metrics},
-            seconds=self.earlier_seconds + time.perf_counter() - self._start,
-            random_state={"cpu": torch.get_rng_state(), "cuda": cuda},
-        )
+        random_state = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        metrics = self.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint.update(self.contents, metrics=metrics, seconds=self.seconds, random_state=random_state)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._random_state = checkpoint.get("random_state")
-        self.metrics = checkpoint.get("metrics", {})
-        self.earlier_seconds = checkpoint.get("seconds", 0.0)
+        if trainer.state.fn == "fit":  # the test loads the best checkpoint, which is no place to go on from
+            self._random_state = checkpoint.get("random_state", {})
+            self.metrics = checkpoint.get("metrics", {})
+            self._earlier_seconds = checkpoint.get("seconds", 0.0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = random.Random(f"{self.seed} {trainer.current_epoch} {trainer.global_rank}")
         torch.manual_seed(source.getrandbits(63))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._random_state is None:
-            return
+        self.started()
         # Counts only where the run goes on in mid-epoch: then on_train_epoch_start is not called.
-        torch.set_rng_state(self._random_state["cpu"].cpu())
-        if self._random_state["cuda"] is not None:
-            torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
+        for kind, state in self._random_state.items():
+            if state is not None:
+                {"cpu": torch, "cuda": torch.cuda}[kind].set_rng_state(state.cpu())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         def warned(signum: int, frame: Any) -> None:
@@ -143,9 +128,8 @@ class RunRecord(Callback):
             self._old_handler = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, SIGTERMException):
-            return
-        if trainer.training:
+        stopped = isinstance(exception, SIGTERMException)
+        if stopped and trainer.training:
             trainer.save_checkpoint(self.folder / "last.ckpt")
-        if self._requeue and trainer.is_global_zero:
+        if stopped and self._requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)

@@ -1,10 +1,6 @@
 """Fine-tuning: train a network's head first, then all of it, the backbone at its own learning rate."""
 
-from __future__ import annotations
-
-import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -12,7 +8,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 
 class Finetune(Callback):
@@ -42,14 +37,16 @@ class Finetune(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        module: Any = pl_module  # an ImageClassifier
+        network: Any = pl_module.network
+        if not getattr(network, "head", None):
+            raise ValueError(
+                f"callbacks=finetune trains the head first, and {type(network).__name__} does not say which that is: "
+                'give it an attribute, such as head = ("fc",).'
+            )
         # Before the strategy wraps the module: DDP expects gradients of what is trainable then.
-        freeze(module.network, True)
-        self._plain_factory = module.optimizer_factory
-        backbone = set(backbone_parameters(module.network))
-        module.optimizer_factory = functools.partial(
-            build_in_groups, module.optimizer_factory, backbone, self.backbone_lr
-        )
+        freeze(network, True)
+        module: Any = pl_module
+        module.rate_factors = dict.fromkeys(backbone_parameters(network), self.backbone_lr)
         last = trainer.max_epochs
         if self.unfreeze_at is not None and last is not None and 0 <= last <= self.unfreeze_at:
             warnings.warn(
@@ -58,18 +55,10 @@ class Finetune(Callback):
                 stacklevel=2,
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            module: Any = pl_module
-            module.optimizer_factory = self._plain_factory
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer, pl_module)  # a run resumed within an epoch does not start that epoch
+        self.on_train_epoch_start(trainer, pl_module)  # a run resumed within an epoch does not start that epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer, pl_module)
-
-    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network: Any = pl_module.network
         frozen = self.unfreeze_at is None or trainer.current_epoch < self.unfreeze_at
         changes = freeze(network, frozen)
@@ -94,22 +83,8 @@ def backbone_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 def freeze(network: nn.Module, frozen: bool) -> bool:
     """Take the gradients of the backbone away, or give them back; whether that changed anything."""
-    changes = False
-    for parameter in backbone_parameters(network):
-        changes |= parameter.requires_grad == frozen
+    parameters = backbone_parameters(network)
+    changes = any(parameter.requires_grad == frozen for parameter in parameters)
+    for parameter in parameters:
         parameter.requires_grad = not frozen
     return changes
-
-
-def build_in_groups(
-    factory: Callable[..., Optimizer], backbone: set[nn.Parameter], factor: float, parameters: list[Any]
-) -> Optimizer:
-    """The factory's optimizer, each of its groups split into head and backbone, the latter at `factor` of the rate."""
-    groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
-    heads = [{**group, "params": [p for p in group["params"] if p not in backbone]} for group in groups]
-    backbones = [{**group, "params": [p for p in group["params"] if p in backbone]} for group in groups]
-    optimizer = factory([*heads, *backbones])
-    for group in optimizer.param_groups:
-        if any(parameter in backbone for parameter in group["params"]):
-            group["lr"] *= factor
-    return optimizer

@@ -1,7 +1,5 @@
 """Lookahead: slow weights that follow the fast ones and pull them back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -31,12 +29,7 @@ class Lookahead(Callback):
         self.slow: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.steps = trainer.estimated_stepping_batches
-        if not 1 <= self.steps < float("inf"):
-            raise ValueError(
-                f"callbacks.lookahead must know where training ends, but trainer.max_epochs={trainer.max_epochs} and "
-                f"trainer.max_steps={trainer.max_steps}: set one."
-            )
+        self.steps = pl_module.total_steps()  # type: ignore[operator]
         fast = _weights(pl_module)
         self.slow = {name: self.slow.get(name, value).to(value.device, copy=True) for name, value in fast.items()}
         self.updated = trainer.global_step

@@ -1,21 +1,17 @@
 """What makes a training on the processor fast: memory, threads and precision."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import sys
 import time
-from functools import cache
-from pathlib import Path
 
+import joblib
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 FASTER = 1.2  # bfloat16 must be so much faster to be chosen: native instructions give more, emulation less than 1
 
 
@@ -32,23 +28,13 @@ class Processor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.strategy.root_device.type != "cpu" or sys.platform != "linux":
             return
-        torch.set_num_threads(min(torch.get_num_threads(), allowed_processors() or sys.maxsize))
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def allowed_processors(cpu_max: Path = CPU_MAX) -> int | None:
-    """How many processors' time the container may use, rounded up, by the file of Linux's cgroups; None: all."""
-    try:
-        quota, period = cpu_max.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
-
-
-@cache
 def fastest_precision() -> str:
     """The `trainer.precision` for this processor: "bf16-mixed" where that makes convolutions much faster, or "32-true".
 

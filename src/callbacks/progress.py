@@ -1,7 +1,5 @@
 """A live bar on terminals, and one line for each epoch everywhere."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time
@@ -16,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """Shows batches, images/s and time left while an epoch runs, and logs its metrics when it ends.
+    """Shows batches, images/s and time left while an epoch runs, and logs what the module logged when it ends.
 
     Args:
         refresh_every: seconds between two updates of the bar; between them a step costs one look at the clock.
@@ -28,19 +26,12 @@ class ProgressBar(Callback):
         self._next = float("inf")
         self._epoch: tuple[int, float] | None = None  # an epoch that ended and its seconds, not yet printed
 
-    def _start(self, trainer: Trainer, text: str, batches: float) -> None:
+    def _show(self, trainer: Trainer, text: str, batches: float) -> None:
         if not (trainer.is_global_zero and sys.stdout.isatty()):
             return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f} images/s"),
-            TimeRemainingColumn(),
-            console=Console(),
-            auto_refresh=False,
-            transient=True,
-        )
+        rate = TextColumn("{task.fields[rate]:,.0f} images/s")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(), auto_refresh=False, transient=True)
         self._task = self._bar.add_task(text, total=None if batches == float("inf") else batches, rate=0.0)
         self._bar.start()
         self._since = time.monotonic()
@@ -52,8 +43,7 @@ class ProgressBar(Callback):
             return
         assert self._bar is not None
         images = (batch_idx + 1) * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
-        self._bar.update(self._task, completed=batch_idx + 1, rate=images / (now - self._since))
-        self._bar.refresh()
+        self._bar.update(self._task, completed=batch_idx + 1, rate=images / (now - self._since), refresh=True)
         self._next = now + self.refresh_every
 
     def _stop(self) -> None:
@@ -68,16 +58,8 @@ class ProgressBar(Callback):
             return
         epoch, seconds = self._epoch
         self._epoch = None
-        if not trainer.is_global_zero:
-            return
-        value = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
-        parts = [f"epoch {epoch:3d}"]
-        for stage in ("train", "val"):
-            if f"{stage}/loss" in value:
-                parts.append(f"{stage} loss {value[f'{stage}/loss']:.4f} acc {value[f'{stage}/acc']:.4f}")
-        if "train/images_per_s" in value:
-            parts.append(f"{value['train/images_per_s']:,.0f} images/s")
-        log.info("  ".join([*parts, f"{seconds:.1f} s"]))
+        if trainer.is_global_zero:
+            log.info("  ".join([f"epoch {epoch:3d}", *described(trainer.callback_metrics), f"{seconds:.1f} s"]))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_start = time.monotonic()  # for a run that goes on in mid-epoch: its epoch has no start
@@ -86,11 +68,9 @@ class ProgressBar(Callback):
         self._print_epoch(trainer)
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         self._epoch_start = time.monotonic()
-        self._start(trainer, f"epoch {trainer.current_epoch}{last}", trainer.num_training_batches)
+        self._show(trainer, f"epoch {trainer.current_epoch}{last}", trainer.num_training_batches)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._move(trainer, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,21 +85,25 @@ class ProgressBar(Callback):
         self._print_epoch(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, "test", trainer.num_test_batches[0])
+        self._show(trainer, "test", trainer.num_test_batches[0])
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._move(trainer, batch_idx)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
+    on_test_end = on_validation_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
+
+
+def described(metrics: Any) -> list[str]:
+    """What was logged, a text a stage: "train loss 0.1234 acc 0.9876", "val ...", and the speed."""
+    texts: dict[str, str] = {}
+    for name, value in metrics.items():
+        stage, _, rest = name.partition("/")
+        if stage in ("train", "val") and rest != "images_per_s":
+            texts[stage] = f"{texts.get(stage, stage)} {rest} {float(value):.4f}"
+    speed = [f"{float(metrics['train/images_per_s']):,.0f} images/s"] if "train/images_per_s" in metrics else []
+    return [*(texts[stage] for stage in ("train", "val") if stage in texts), *speed]

@@ -14,13 +14,12 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self.images_per_s = 0.0  # of the last whole epoch
         self.train_seconds = 0.0  # of all epochs so far
         self.images = 0
+        self._start = 0.0  # of the epoch, later by what its validations took
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        self._validation = 0.0
         self._start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,17 +29,15 @@ class Throughput(Callback):
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validation += time.perf_counter() - self._validation_start
+        self._start += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.perf_counter() - self._start - self._validation
+        seconds = time.perf_counter() - self._start
         steps = trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._done
         images = steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
-        self.images_per_s = images / seconds
         self.images += images
         self.train_seconds += seconds
-        pl_module.log("train/images_per_s", self.images_per_s)
+        pl_module.log("train/images_per_s", images / seconds)
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images, "train_seconds": self.train_seconds}

@@ -1,53 +1,43 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32x32 px."""
 
-from __future__ import annotations
+import pickle
+from typing import Any
 
-from pathlib import Path
-from typing import Any, ClassVar
-
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
 
-from src.data.datamodule import ImageDataModule
-from src.data.official import ensure_files
+from src.data.files import OfficialDataModule
 
 
-class CIFAR10(ImageDataModule):
-    """CIFAR-10, its official split.
+class CIFAR10(OfficialDataModule):
+    """CIFAR-10, its official split; the official folder is cifar-10-batches-py."""
 
-    Args:
-        root: folder that holds, or will hold, the official folder (cifar-10-batches-py).
-        download: fetch the official archive if files are missing.
-        mirror: URL of a folder that holds the same archive; the checksum stays the official one.
-    """
-
-    source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+    source = datasets.CIFAR10
     own_mean = (0.4914, 0.4822, 0.4465)
     own_std = (0.2470, 0.2435, 0.2616)
 
-    def __init__(self, root: str, download: bool = False, mirror: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.root, self.download, self.mirror = Path(root), download, mirror
-
-    def prepare_data(self) -> None:
+    def files(self) -> list[tuple[str, str | None]]:
         meta = self.source.meta["filename"], self.source.meta["md5"]
-        files = [*self.source.train_list, *self.source.test_list, meta]
-        ensure_files(self.source, [(name, md5) for name, md5 in files], self.root, self.download, self.mirror)
+        return [*map(tuple, self.source.train_list + self.source.test_list), meta]
 
     def load_train(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=True)
+        return self._load(self.source.train_list)
 
     def load_test(self) -> tuple[Tensor, Tensor]:
-        return self._load(train=False)
+        return self._load(self.source.test_list)
 
-    def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        # prepare_data has just hashed the files by name; torchvision would hash all of them again for each split
-        verified = type("Verified", (self.source,), {"_check_integrity": lambda _: True})
-        data = verified(str(self.root), train=train)
-        self.classes = list(data.classes)
-        # the files are planar and torchvision only views them as (N, H, W, 3): undoing that copies nothing
-        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+    def _load(self, files: list[list[str]]) -> tuple[Tensor, Tensor]:
+        # not by torchvision's class: it would hash all the files again, and `fetch` has just done it
+        self.classes = list(self._read(self.source.meta["filename"])[self.source.meta["key"]])
+        parts = [self._read(name) for name, _ in files]
+        pixels = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+        labels = [label for part in parts for label in part.get("labels") or part["fine_labels"]]
+        return torch.from_numpy(pixels), torch.tensor(labels)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return pickle.loads((self.folder / name).read_bytes(), encoding="latin1")
 
 
 class CIFAR100(CIFAR10):

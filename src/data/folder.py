@@ -4,13 +4,10 @@ Every image is decoded once, to a square of uint8 RGB, into one memory-mapped fi
 takes the same path as the data sets that fit in memory.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
-import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,12 @@ from PIL import Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 
-from src.data.datamodule import ImageDataModule, stratified
 from src.data.listing import Listing, list_images
+from src.data.memory import MemoryDataModule, carve
+from src.runs.folder import whole
 
 
-class ImageFolder(ImageDataModule):
+class ImageFolder(MemoryDataModule):
     """Class folders under `root`: train/, optional val/ and test/, or the class folders alone.
 
     Images are stored with their shorter side at `resize` (or `image_size`) and the ends of the longer side cut off.
@@ -41,21 +39,14 @@ class ImageFolder(ImageDataModule):
         self.root, self.cache_dir, self.test_size = Path(root), Path(cache_dir), test_size
         self.side = self.resize or self.image_size
 
-    def prepare_data(self) -> None:
+    def fetch(self) -> None:
         """Decode the images, unless the cache has them as they are now."""
         listing = self._list()
         cache = self._cache_path(listing)
-        if cache.exists():
-            return
-        write_cache(cache, [path for images in listing.splits.values() for path, _ in images], self.side)
-        for stale in cache.parent.glob(f"{cache.stem.rpartition('-')[0]}-*.npy"):
-            if stale != cache:
+        if not cache.exists():
+            write_cache(cache, [path for images in listing.splits.values() for path, _ in images], self.side)
+            for stale in set(cache.parent.glob(f"{cache.stem.rpartition('-')[0]}-*.npy")) - {cache}:
                 stale.unlink(missing_ok=True)
-
-    def setup(self, stage: str | None = None) -> None:
-        if not hasattr(self, "_splits"):
-            self._splits = self._open()
-        super().setup(stage)
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         return self._splits["train"]
@@ -72,15 +63,8 @@ class ImageFolder(ImageDataModule):
         if "test" in listing.splits:
             return listing
         images = listing.splits["train"]
-        count = round(self.test_size * len(images)) if isinstance(self.test_size, float) else self.test_size
-        if not 0 < count < len(images):
-            raise ValueError(
-                f"data.test_size={self.test_size} of the {len(images)} images in {self.root} leaves none to test on or "
-                f"none to train on; choose a share between 0 and 1, a number from 1 to {len(images) - 1}, or add test/."
-            )
-        labels = torch.tensor([label for _, label in images])
-        test, train = stratified(labels, count, torch.Generator().manual_seed(0))
-        carved = {"train": [images[i] for i in train.tolist()], "test": [images[i] for i in test.tolist()]}
+        test, train = carve(torch.tensor([label for _, label in images]), self.test_size, 0, "test_size")
+        carved = {"train": [images[i] for i in train], "test": [images[i] for i in test]}
         return Listing(listing.classes, listing.splits | carved)
 
     def _cache_path(self, listing: Listing) -> Path:
@@ -94,7 +78,8 @@ class ImageFolder(ImageDataModule):
         place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
         return self.cache_dir / f"{root.name}-{place}-{self.side}px-{files.hexdigest()[:16]}.npy"
 
-    def _open(self) -> dict[str, tuple[Tensor, Tensor]]:
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         listing = self._list()
         self.classes = listing.classes
         # "c", copy on write: torch wants an array it may write to, and the file stays as it is
@@ -104,17 +89,14 @@ class ImageFolder(ImageDataModule):
         return dict(zip(listing.splits, zip(parts, labels, strict=True), strict=True))
 
 
-def write_cache(cache: Path, paths: Sequence[Path], side: int) -> None:
+def write_cache(cache: Path, paths: list[Path], side: int) -> None:
     """Decode `paths` into the .npy file `cache`, uint8 (N, 3, side, side); the file appears when it is complete.
 
     Raises:
         ValueError: images cannot be read; names them.
     """
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=cache.parent, prefix=cache.stem, suffix=".tmp")
-    os.close(handle)
-    try:
-        decoded = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=(len(paths), 3, side, side))
+    with whole(cache) as partial:
+        decoded = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(paths), 3, side, side))
 
         def work(i: int) -> str | None:
             try:
@@ -133,9 +115,6 @@ def write_cache(cache: Path, paths: Sequence[Path], side: int) -> None:
                 f"Repair or remove them."
             )
         decoded.flush()
-        os.replace(name, cache)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def decode(path: str | Path, side: int) -> np.ndarray:
@@ -150,8 +129,7 @@ def decode(path: str | Path, side: int) -> np.ndarray:
             grey = np.asarray(upright)
             upright = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
         elif upright.has_transparency_data:
-            upright = upright.convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
         square = ImageOps.fit(upright.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)

@@ -1,7 +1,5 @@
 """Which images a folder of class folders holds. Imports no torch: configs count classes with it."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
@@ -35,22 +33,16 @@ def list_images(root: str | Path) -> Listing:
     ignored: list[Path] = []
     splits: dict[str, list[tuple[Path, int]]] = {}
     for split, folder in folders.items():
-        unknown = sorted(set(_subfolders(folder)) - set(classes))
-        if unknown:
+        if unknown := sorted(set(_subfolders(folder)) - set(classes)):
             raise ValueError(f"{folder} has classes that {folders['train']} lacks: {', '.join(unknown)}.")
-        splits[split] = [
-            (path, index) for index, name in enumerate(classes) for path in _images_in(folder / name, ignored)
-        ]
-        found = {index for _, index in splits[split]}
-        empty = [name for index, name in enumerate(classes) if index not in found]
-        if not found or (split == "train" and empty):
-            where = f"{folder} ({', '.join(empty)})" if found else str(folder)
+        found = [_images_in(folder / name, ignored) for name in classes]
+        splits[split] = [(path, index) for index, paths in enumerate(found) for path in paths]
+        empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
+        if not splits[split] or (split == "train" and empty):
+            where = f"{folder} ({', '.join(empty)})" if splits[split] else str(folder)
             raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(EXTENSIONS)}. {LAYOUT}")
     if ignored:
-        warnings.warn(
-            f"ignored {len(ignored)} files under {root} that are not {', '.join(EXTENSIONS)}, e.g. {ignored[0]}",
-            stacklevel=2,
-        )
+        warnings.warn(f"ignored {len(ignored)} files under {root} that are no images, e.g. {ignored[0]}", stacklevel=2)
     return Listing(classes, splits)
 
 
@@ -75,10 +67,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images_in(folder: Path, ignored: list[Path]) -> list[Path]:
-    images: list[Path] = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.startswith("."):
-                continue
-            (images if name.lower().endswith(EXTENSIONS) else ignored).append(Path(parent, name))
+    files = [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
+    images = {file for file in files if file.name.lower().endswith(EXTENSIONS) and not file.name.startswith(".")}
+    ignored += [file for file in files if file not in images and not file.name.startswith(".")]
     return sorted(images)

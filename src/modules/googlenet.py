@@ -1,14 +1,12 @@
 """The LightningModule of GoogLeNet: a loss that weights the two auxiliary classifiers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from src.modules.classifier import ImageClassifier, count_hits
+from src.modules.classifier import ImageClassifier, Objective, count_hits
 
 # What is left of the auxiliary weights when a part `done` in [0, 1] of the training lies behind.
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -32,13 +30,9 @@ class GoogLeNetClassifier(ImageClassifier):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        aux_weight: float | Sequence[float] = 0.3,
-        aux_decay: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
+        self, *args: Any, aux_weight: float | Sequence[float] = 0.3, aux_decay: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
         weights = (aux_weight, aux_weight) if isinstance(aux_weight, (int, float)) else tuple(aux_weight)
         if len(weights) != 2 or not all(0 <= w < math.inf for w in weights):
             raise ValueError(f"aux_weight is one number >= 0 or a pair of them such as [0.3,0.3], got {aux_weight}")
@@ -50,21 +44,18 @@ class GoogLeNetClassifier(ImageClassifier):
             if weight == 0:
                 setattr(self.network, head, None)
 
-    def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def objective(self, output: Any, labels: Tensor) -> Objective:
         if not any(self.aux_weights.values()):
-            return super().loss(output, labels)
-        loss = self.loss_function(output.logits, labels)
-        left = DECAYS[self.aux_decay](self._part_done()) if self.aux_decay else 1.0
-        extra = {}
+            return super().objective(output, labels)
+        loss = self.loss(output.logits, labels)
+        left = DECAYS[self.aux_decay](self.global_step / self.total_steps()) if self.aux_decay else 1.0
+        sums = {}
         for head, weight in self.aux_weights.items():
             if weight == 0:
                 continue
             logits = getattr(output, head)
-            head_loss = self.loss_function(logits, labels)
+            head_loss = self.loss(logits, labels)
             loss = loss + weight * left * head_loss
-            extra[f"{head}_loss"] = head_loss.detach() * len(labels)
-            extra[f"{head}_acc"] = count_hits(logits, labels)
-        return loss, output.logits, extra
-
-    def _part_done(self) -> float:
-        return self.global_step / self._total_steps("step")
+            sums[f"{head}_loss"] = head_loss.detach() * len(labels)
+            sums[f"{head}_acc"] = count_hits(logits, labels)
+        return Objective(loss, output.logits, sums)

@@ -1,7 +1,5 @@
 """Optimizers that torch lacks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -54,19 +52,9 @@ class Muon(Optimizer):
         for name, value in (("momentum", momentum), ("sgd_momentum", sgd_momentum)):
             if not 0 <= value < 1:
                 raise ValueError(f"optimizer.{name}={value} must be at least 0 and less than 1.")
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "iterations": iterations,
-                "fixed_norm": fixed_norm,
-                "sgd_ratio": sgd_lr / lr,
-                "sgd_momentum": sgd_momentum,
-                "bias_factor": bias_factor,
-                "weight_decay": weight_decay,
-            },
-        )
+        defaults = {"lr": lr, "momentum": momentum, "iterations": iterations, "fixed_norm": fixed_norm}
+        others = {"sgd_ratio": sgd_lr / lr, "sgd_momentum": sgd_momentum, "bias_factor": bias_factor}
+        super().__init__(params, {**defaults, **others, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -4,14 +4,13 @@ They are functions of the step alone: a resumed run that has another length foll
 """
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 
-def cosine_with_warmup(
-    optimizer: Optimizer, total_steps: int, warmup: float = 0.05, start: float = 0.01, end: float = 0.0
-) -> LRScheduler:
+class CosineWithWarmup(LambdaLR):
     """Linear warm-up, then half a cosine (Goyal et al. 2017; Loshchilov and Hutter 2017).
 
     Args:
@@ -19,22 +18,24 @@ def cosine_with_warmup(
         warmup: part of `total_steps`, in [0, 1), in which the rate rises.
         start, end: the first and last rate, relative to the highest.
     """
-    if not 0 <= warmup < 1:
-        raise ValueError(f"scheduler.factory.warmup is a part of the training in [0, 1), got {warmup}")
-    rise = round(warmup * total_steps)
 
-    def factor(step: int) -> float:
-        if step < rise:
-            return start + (1 - start) * step / rise
-        done = min(1.0, (step - rise) / max(1, total_steps - rise))
-        return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, start: float = 0.01, end: float = 0.0
+    ) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"scheduler.factory.warmup is a part of the training in [0, 1), got {warmup}")
+        rise = round(warmup * total_steps)
 
-    return LambdaLR(optimizer, factor)
+        def factor(step: int) -> float:
+            if step < rise:
+                return start + (1 - start) * step / rise
+            done = min(1.0, (step - rise) / max(1, total_steps - rise))
+            return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
+
+        super().__init__(optimizer, factor)
 
 
-def triangle(
-    optimizer: Optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23, end: float = 0.07
-) -> LRScheduler:
+class Triangle(LambdaLR):
     """Linear up, then linear down (Smith 2017; with these numbers Jordan 2024, arXiv 2404.00498, section 3.5).
 
     Args:
@@ -42,13 +43,25 @@ def triangle(
         start, end: the first and last rate, relative to the highest.
         peak: part of `total_steps`, in [0, 1), at which the rate is highest; 0 only goes down.
     """
-    if not 0 <= peak < 1:
-        raise ValueError(f"scheduler.factory.peak is a part of the training in [0, 1), got {peak}")
-    rise = peak * total_steps
 
-    def factor(step: int) -> float:
-        if step < rise:
-            return start + (1 - start) * step / rise
-        return 1 + (end - 1) * min(1.0, (step - rise) / (total_steps - rise))
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23, end: float = 0.07
+    ) -> None:
+        if not 0 <= peak < 1:
+            raise ValueError(f"scheduler.factory.peak is a part of the training in [0, 1), got {peak}")
+        rise = peak * total_steps
 
-    return LambdaLR(optimizer, factor)
+        def factor(step: int) -> float:
+            if step < rise:
+                return start + (1 - start) * step / rise
+            return 1 + (end - 1) * min(1.0, (step - rise) / (total_steps - rise))
+
+        super().__init__(optimizer, factor)
+
+
+class OneCycle(OneCycleLR):
+    """torch's OneCycleLR, which as torch has it keeps the length that a resumed run started with, and then fails."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        length = ("total_steps", "_schedule_phases")
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})

@@ -1,12 +1,9 @@
 """AlexNet: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", section 5."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
-from src.networks.initialisation import kaiming_
+from src.networks.parts import convolution, kaiming_, require_image_size
 
 
 class AlexNet(nn.Module):
@@ -38,16 +35,10 @@ class AlexNet(nn.Module):
             nn.Conv2d(3, 64, 5, padding=2) if small else nn.Conv2d(3, 64, 11, stride=4, padding=2),
             nn.MaxPool2d(3, stride=2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(64, 192, 5, padding=2),
-            nn.MaxPool2d(3, stride=2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.MaxPool2d(3, stride=2),
-            nn.ReLU(inplace=True),
+            *convolution(64, 192, 5, pool=3),
+            *convolution(192, 384, 3),
+            *convolution(384, 256, 3),
+            *convolution(256, 256, 3, pool=3),
         )
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),

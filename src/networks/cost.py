@@ -1,9 +1,7 @@
 """What a network costs: the figures that papers compare networks by."""
 
-from __future__ import annotations
-
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,40 +31,33 @@ def describe(network: nn.Module, image_size: int) -> Cost:
     kept: dict[int, Tensor] = {}  # what autograd keeps for the backward pass, by storage
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in weights:
-            kept[storage] = tensor
+        kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = network(torch.zeros(1, 3, image_size, image_size, device="meta"))
-    named = list(network.named_parameters())
-    gradients = torch.autograd.grad(logits.sum(), [p for _, p in named], retain_graph=True, allow_unused=True)
-    used = {name: p for (name, p), gradient in zip(named, gradients, strict=True) if gradient is not None}
-    linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    layers = {p: layer for layer in network.modules() for p in layer.parameters(recurse=False)}
+    gradients = torch.autograd.grad(logits.sum(), list(layers), retain_graph=True, allow_unused=True)
+    used = {p: layer for (p, layer), gradient in zip(layers.items(), gradients, strict=True) if gradient is not None}
     return Cost(
-        parameters=sum(p.numel() for p in used.values()),
-        fully_connected=sum(p.numel() for name, p in used.items() if name.rpartition(".")[0] in linear),
+        parameters=sum(p.numel() for p in used),
+        fully_connected=sum(p.numel() for p, layer in used.items() if isinstance(layer, nn.Linear)),
         multiply_adds=counter.get_total_flops() // 2,
-        activation_memory=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
-        depth=_depth(logits),
+        activation_memory=sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights),
+        depth=_depth(logits.grad_fn),
     )
 
 
-def _depth(logits: Tensor) -> int:
-    """Weighted operations on the longest path from the images to the logits."""
-    assert logits.grad_fn is not None
-    depths: dict[object, int] = {}
-    stack = [logits.grad_fn]
+def _depth(last: Any) -> int:
+    """Weighted operations on the longest path from the images to the node `last` of autograd's graph."""
+    depths: dict[Any, int] = {}
+    stack = [last]
     while stack:
-        node = stack[-1]
-        inputs = [parent for parent, _ in node.next_functions if parent is not None]
-        waiting = [parent for parent in inputs if parent not in depths]
-        if waiting:
+        parents = [parent for parent, _ in stack[-1].next_functions if parent is not None]
+        if waiting := [parent for parent in parents if parent not in depths]:
             stack += waiting
-            continue
-        stack.pop()
-        weighted = node.name().startswith(WEIGHTED)
-        depths[node] = max((depths[parent] for parent in inputs), default=0) + weighted
-    return depths[logits.grad_fn]
+        else:
+            node = stack.pop()
+            depths[node] = max((depths[p] for p in parents), default=0) + node.name().startswith(WEIGHTED)
+    return depths[last]

@@ -1,14 +1,13 @@
 """GoogLeNet (Inception v1): Szegedy et al. 2015, "Going deeper with convolutions", with batch norm."""
 
-from __future__ import annotations
-
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
+from src.networks.parts import require_image_size
 
 
 class GoogLeNetOutput(NamedTuple):
@@ -38,8 +37,7 @@ class GoogLeNet(nn.Module):
 
     head = ("fc", "aux1", "aux2")
     training_only = ("aux1", "aux2")
-    input_scale: Tensor
-    input_shift: Tensor
+    imagenet: Tensor  # (2, 3, 1, 1): the mean and deviation of ImageNet's images in [0, 1]
 
     def __init__(
         self,
@@ -53,46 +51,32 @@ class GoogLeNet(nn.Module):
         dropout_aux: float = 0.7,
     ) -> None:
         super().__init__()
-        if small_stem is None:
-            small_stem = image_size < 64
-        self.small_stem = small_stem
+        self.small_stem = small_stem = image_size < 64 if small_stem is None else small_stem
         require_image_size("GoogLeNet", image_size, minimum=2 if small_stem else 15)
         self.torchvision_name = None if true_5x5 else "googlenet"
         self.transform_input = transform_input
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        self.register_buffer("input_scale", deviation / 0.5, persistent=False)
-        self.register_buffer("input_shift", (mean - 0.5) / 0.5, persistent=False)
-        kernel5 = 5 if true_5x5 else 3
-
-        def inception(*widths: int) -> Inception:
-            return Inception(widths, kernel5)
-
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
+        imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        self.register_buffer("imagenet", imagenet, persistent=False)
+        inception = partial(Inception, kernel5=5 if true_5x5 else 3)
         # The ReLU of a convolution before a pool follows the pool, in `forward`.
         self.conv1 = ConvNorm(3, 64, 3 if small_stem else 7, stride=1 if small_stem else 2, relu=False)
-        self.maxpool1 = nn.Identity() if small_stem else pool()
+        self.maxpool1 = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv2 = ConvNorm(64, 64, 1)
         self.conv3 = ConvNorm(64, 192, 3, relu=False)
-        self.maxpool2 = nn.Identity() if small_stem else pool()
+        self.maxpool2 = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.inception3a = inception(192, 64, 96, 128, 16, 32, 32)
         self.inception3b = inception(256, 128, 128, 192, 32, 96, 64)
-        self.maxpool3 = pool()
         self.inception4a = inception(480, 192, 96, 208, 16, 48, 64)
         self.inception4b = inception(512, 160, 112, 224, 24, 64, 64)
         self.inception4c = inception(512, 128, 128, 256, 24, 64, 64)
         self.inception4d = inception(512, 112, 144, 288, 32, 64, 64)
         self.inception4e = inception(528, 256, 160, 320, 32, 128, 128)
-        self.maxpool4 = nn.MaxPool2d(2, ceil_mode=True)  # 3x3 in the paper; torchvision's 2x2
         self.inception5a = inception(832, 256, 160, 320, 32, 128, 128)
         self.inception5b = inception(832, 384, 192, 384, 48, 128, 128)
         # Side of the maps of 4a to 4e: the 7x7 and each 3x3 pool halve, the first rounding up.
         side = image_size // 2 if small_stem else (image_size + 1) // 2 // 8
         self.aux1 = AuxiliaryHead(512, num_classes, side, dropout_aux) if aux_heads else None
         self.aux2 = AuxiliaryHead(528, num_classes, side, dropout_aux) if aux_heads else None
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, num_classes)
         for module in self.modules():
@@ -101,18 +85,17 @@ class GoogLeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | GoogLeNetOutput:
         if self.transform_input:
-            images = images * self.input_scale + self.input_shift
+            mean, deviation = self.imagenet
+            images = (images * deviation + mean - 0.5) / 0.5
         x = F.relu(self.maxpool1(self.conv1(images)), inplace=True)  # (B, 64, S/4, S/4)
-        x = self.conv3(self.conv2(x))
-        x = F.relu(self.maxpool2(x), inplace=True)  # (B, 192, S/8, S/8)
-        x = self.inception3b(self.inception3a(x))
-        x = self.maxpool3(x)  # (B, 480, S/16, S/16)
+        x = F.relu(self.maxpool2(self.conv3(self.conv2(x))), inplace=True)  # (B, 192, S/8, S/8)
+        x = F.max_pool2d(self.inception3b(self.inception3a(x)), 3, stride=2, ceil_mode=True)  # (B, 480, S/16, S/16)
         after_4a = self.inception4a(x)  # (B, 512, S/16, S/16)
         after_4d = self.inception4d(self.inception4c(self.inception4b(after_4a)))  # (B, 528, S/16, S/16)
-        x = self.maxpool4(self.inception4e(after_4d))  # (B, 832, S/32, S/32)
-        x = self.inception5b(self.inception5a(x))
-        x = self.dropout(torch.flatten(self.avgpool(x), 1))  # (B, 1024)
-        logits = self.fc(x)
+        # A 3x3 pool in the paper; torchvision's is 2x2.
+        x = F.max_pool2d(self.inception4e(after_4d), 2, ceil_mode=True)  # (B, 832, S/32, S/32)
+        x = self.inception5b(self.inception5a(x)).mean((2, 3))  # (B, 1024)
+        logits = self.fc(self.dropout(x))
         if not self.training or (self.aux1 is None and self.aux2 is None):
             return logits
         aux1 = self.aux1(after_4a) if self.aux1 is not None else None
@@ -141,7 +124,7 @@ class Inception(nn.Module):
     columns of table 1 in its order.
     """
 
-    def __init__(self, widths: tuple[int, ...], kernel5: int) -> None:
+    def __init__(self, *widths: int, kernel5: int) -> None:
         super().__init__()
         channels, n1x1, reduce3x3, n3x3, reduce5x5, n5x5, pool = widths
         self.branch1 = ConvNorm(channels, n1x1, 1)

@@ -1,7 +1,5 @@
 """Networks of other libraries, with their classifier made for `num_classes`."""
 
-from __future__ import annotations
-
 import difflib
 from typing import Any
 
@@ -36,8 +34,8 @@ class TorchvisionNetwork(nn.Module):
             options = {"input_size": (image_size, image_size)}
         self.network = models.get_model(name, weights=None, num_classes=num_classes, **options)
         self.torchvision_name = name
-        layers = [n for n, m in self.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        self.head = (layers[-1],)
+        *_, last = (name for name, module in self.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
+        self.head = (last,)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -58,18 +56,13 @@ class TimmNetwork(nn.Module):
         try:
             import timm
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"model=timm (network '{name}') needs the timm package: pip install timm"
-            ) from error
+            raise ModuleNotFoundError(f"model=timm (network '{name}') needs timm: pip install timm") from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
         configuration = timm.get_pretrained_cfg(name)
-        options: dict[str, Any] = {}
-        if configuration and configuration.fixed_input_size:
-            options = {"img_size": image_size}
+        options: dict[str, Any] = {"img_size": image_size} if configuration and configuration.fixed_input_size else {}
         network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-        self.network = network
-        classifier = network.pretrained_cfg["classifier"]
+        self.network, classifier = network, network.pretrained_cfg["classifier"]
         layers = (classifier,) if isinstance(classifier, str) else classifier
         self.head = tuple(f"network.{layer}" for layer in layers)
 

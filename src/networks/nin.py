@@ -1,12 +1,10 @@
 """NIN: Lin, Chen and Yan 2014, "Network in network", the CIFAR-10 network of section 4.2."""
 
-from __future__ import annotations
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
-from src.networks.initialisation import kaiming_
+from src.networks.parts import convolution, kaiming_, require_image_size
 
 
 class NIN(nn.Module):
@@ -30,12 +28,7 @@ class NIN(nn.Module):
     ) -> None:
         super().__init__()
         require_image_size("NIN", image_size, minimum=4)
-
-        def layer(narrow: int, wide: int, kernel: int) -> list[nn.Module]:
-            convolution = nn.Conv2d(narrow, wide, kernel, padding=kernel // 2)
-            norm = [nn.BatchNorm2d(wide)] if batch_norm else []
-            return [convolution, *norm, nn.ReLU(inplace=True)]
-
+        layer = partial(convolution, norm=batch_norm)
         self.features = nn.Sequential(
             *layer(3, 192, 5),
             *layer(192, 160, 1),
@@ -51,9 +44,8 @@ class NIN(nn.Module):
             *layer(192, 192, 1),
         )
         self.classifier = nn.Conv2d(192, num_classes, 1)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         kaiming_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.classifier(self.features(images))  # (B, num_classes, S/4, S/4)
-        return torch.flatten(self.avgpool(maps), 1)
+        return maps.mean((2, 3))

@@ -1,12 +1,11 @@
 """ResNet: He et al. 2016, "Deep residual learning for image recognition"."""
 
-from __future__ import annotations
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.initialisation import kaiming_
+from src.networks.parts import kaiming_
 
 # Table 1 of the paper: blocks per stage.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -32,28 +31,25 @@ class ResNet(nn.Module):
         if depth not in BLOCKS:
             raise ValueError(f"No ResNet of depth {depth}: choose one of {', '.join(map(str, BLOCKS))}.")
         self.torchvision_name = f"resnet{depth}"
-        if small_stem is None:
-            small_stem = image_size < 64
-        self.small_stem = small_stem
-        kernel, stride = (3, 1) if small_stem else (7, 2)
+        self.small_stem = image_size < 64 if small_stem is None else small_stem
+        kernel, stride = (3, 1) if self.small_stem else (7, 2)
         self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if self.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
         block = BasicBlock if depth < 50 else Bottleneck
         wider = block.expansion
         counts = BLOCKS[depth]
-        self.layer1 = _stage(block, 64, 64, counts[0], stride=1)
+        self.layer1 = _stage(block, 64, 64, counts[0])
         self.layer2 = _stage(block, 64 * wider, 128, counts[1], stride=2)
         self.layer3 = _stage(block, 128 * wider, 256, counts[2], stride=2)
         self.layer4 = _stage(block, 256 * wider, 512, counts[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * wider, num_classes)
         kaiming_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.maxpool(self.bn1(self.conv1(images))), inplace=True)  # (B, 64, S/4, S/4)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, C, S/32, S/32)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return self.fc(x.mean((2, 3)))
 
 
 class CifarResNet(nn.Module):
@@ -77,17 +73,16 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         count = (depth - 2) // 6
-        self.layer1 = _stage(BasicBlock, 16, 16, count, stride=1)
+        self.layer1 = _stage(BasicBlock, 16, 16, count)
         self.layer2 = _stage(BasicBlock, 16, 32, count, stride=2, shortcut=PaddedShortcut())
         self.layer3 = _stage(BasicBlock, 32, 64, count, stride=2, shortcut=PaddedShortcut())
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, num_classes)
         kaiming_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)  # (B, 16, S, S)
         x = self.layer3(self.layer2(self.layer1(x)))  # (B, 64, S/4, S/4)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return self.fc(x.mean((2, 3)))
 
 
 class BasicBlock(nn.Module):
@@ -109,8 +104,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return F.relu(out, inplace=True)
+        return F.relu(out + self.downsample(x), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -121,7 +115,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, narrow: int, width: int, stride: int = 1, shortcut: nn.Module | None = None) -> None:
+    def __init__(self, narrow: int, width: int, stride: int = 1) -> None:
         super().__init__()
         wide = width * self.expansion
         self.conv1 = nn.Conv2d(narrow, width, 1, bias=False)
@@ -130,14 +124,13 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(wide)
-        self.downsample = shortcut or _projection(narrow, wide, stride)
+        self.downsample = _projection(narrow, wide, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return F.relu(out, inplace=True)
+        return F.relu(out + self.downsample(x), inplace=True)
 
 
 class PaddedShortcut(nn.Module):
@@ -147,20 +140,13 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    narrow: int,
-    width: int,
-    count: int,
-    stride: int,
-    shortcut: nn.Module | None = None,
-) -> nn.Sequential:
-    """`count` blocks; the first one has the stride and the shortcut."""
+def _stage(block: type[BasicBlock | Bottleneck], narrow: int, width: int, count: int, **first: Any) -> nn.Sequential:
+    """`count` blocks; the options in `first` are the first one's, the rest keep the size."""
     rest = [block(width * block.expansion, width) for _ in range(count - 1)]
-    return nn.Sequential(block(narrow, width, stride, shortcut), *rest)
+    return nn.Sequential(block(narrow, width, **first), *rest)
 
 
-def _projection(narrow: int, wide: int, stride: int) -> nn.Sequential | None:
+def _projection(narrow: int, wide: int, stride: int) -> nn.Module:
     if narrow == wide and stride == 1:
-        return None
+        return nn.Identity()
     return nn.Sequential(nn.Conv2d(narrow, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))

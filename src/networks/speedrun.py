@@ -1,14 +1,12 @@
 """The network of the CIFAR-10 speed records: airbench (Jordan 2024, https://arxiv.org/abs/2404.00498, section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
+from src.networks.parts import require_image_size
 
 
 class SpeedrunNet(nn.Module):
@@ -46,10 +44,11 @@ class SpeedrunNet(nn.Module):
         self.whitening = nn.Conv2d(3, 24, 2)
         self.groups = nn.Sequential(*map(_group, (24, *widths), widths))
         self.classifier = nn.Linear(widths[-1], num_classes, bias=False)
-        if dirac:
-            for module in self.groups.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.dirac_(module.weight.data[: module.in_channels])
+        for module in self.groups.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.requires_grad_(False)
+            elif dirac and isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight.data[: module.in_channels])
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.whitening(images))  # (B, 24, S - 1, S - 1)
@@ -76,15 +75,9 @@ def _group(narrow: int, wide: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(narrow, wide, 3, padding=1, bias=False),
         nn.MaxPool2d(2),
-        _batch_norm(wide),
+        nn.BatchNorm2d(wide, momentum=0.4),
         nn.GELU(),
         nn.Conv2d(wide, wide, 3, padding=1, bias=False),
-        _batch_norm(wide),
+        nn.BatchNorm2d(wide, momentum=0.4),
         nn.GELU(),
     )
-
-
-def _batch_norm(width: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(width, momentum=0.4)
-    norm.weight.requires_grad_(False)
-    return norm

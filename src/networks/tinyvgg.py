@@ -1,12 +1,9 @@
 """TinyVGG: the network of CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
-from src.networks.initialisation import kaiming_
+from src.networks.parts import convolution, kaiming_, require_image_size
 
 
 class TinyVGG(nn.Module):
@@ -27,7 +24,12 @@ class TinyVGG(nn.Module):
     def __init__(self, hidden_units: int = 10, num_classes: int = 1000, image_size: int = 64) -> None:
         super().__init__()
         require_image_size("TinyVGG", image_size, minimum=16)
-        self.features = nn.Sequential(*_block(3, hidden_units), *_block(hidden_units, hidden_units))
+        self.features = nn.Sequential(
+            *convolution(3, hidden_units, 3, padding="valid"),
+            *convolution(hidden_units, hidden_units, 3, padding="valid", pool=2),
+            *convolution(hidden_units, hidden_units, 3, padding="valid"),
+            *convolution(hidden_units, hidden_units, 3, padding="valid", pool=2),
+        )
         side = ((image_size - 4) // 2 - 4) // 2
         self.classifier = nn.Linear(hidden_units * side**2, num_classes)
         kaiming_(self)
@@ -35,13 +37,3 @@ class TinyVGG(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, hidden_units, S/4 - 3, S/4 - 3)
         return self.classifier(torch.flatten(maps, 1))
-
-
-def _block(narrow: int, wide: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(narrow, wide, 3),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(wide, wide, 3),
-        nn.MaxPool2d(2),
-        nn.ReLU(inplace=True),
-    ]

@@ -1,15 +1,12 @@
 """VGG: Simonyan and Zisserman 2015, "Very deep convolutional networks for large-scale image recognition"."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from src.networks.image_size import require_image_size
-from src.networks.initialisation import kaiming_
+from src.networks.parts import convolution, kaiming_, require_image_size
 
 # Table 1 of the paper, columns A, B, D and E. A number is a 3x3 convolution's width, "M" a 2x2 max pool.
 STAGES: dict[str, list[int | str]] = {
@@ -50,7 +47,8 @@ class VGG(nn.Module):
         super().__init__()
         layout = _read_stages(stages)
         reduction = 2 ** layout.count("M")
-        require_image_size(stages if isinstance(stages, str) else "this VGG", image_size, minimum=reduction)
+        name = stages if isinstance(stages, str) else None
+        require_image_size(name or "this VGG", image_size, minimum=reduction)
         self.features, width = _features(layout, batch_norm, factorized)
         side = image_size // reduction
         widths = [width * side**2, *hidden]
@@ -60,9 +58,7 @@ class VGG(nn.Module):
         self.classifier = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
         # The first linear layer follows the image size; published weights have it for a 7x7 map.
         self.head = (f"classifier.{len(layers)}",) if side == 7 else ("classifier.0", f"classifier.{len(layers)}")
-        self.torchvision_name: str | None = None
-        if isinstance(stages, str) and not factorized:
-            self.torchvision_name = f"{stages}_bn" if batch_norm else stages
+        self.torchvision_name = f"{name}{'_bn' if batch_norm else ''}" if name and not factorized else None
         kaiming_(self, linear=True)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,9 +72,6 @@ def _read_stages(stages: str | Sequence[int | str]) -> list[int | str]:
             raise ValueError(f"Unknown VGG stages '{stages}': give one of {', '.join(STAGES)} or a list.")
         return STAGES[stages]
     layout = list(stages)
-    for stage in layout:
-        if stage != "M" and not (isinstance(stage, int) and stage > 0):
-            raise ValueError(f"A VGG stage is a positive width or 'M' (max pool), not {stage!r} in {layout}.")
     if not layout or layout[0] == "M":
         raise ValueError(f"VGG stages begin with a convolution's width, not {layout}.")
     return layout
@@ -90,13 +83,12 @@ def _features(layout: list[int | str], batch_norm: bool, factorized: bool) -> tu
     channels = 3
     kernels = [(1, 3), (3, 1)] if factorized else [(3, 3)]
     for stage in layout:
-        if isinstance(stage, str):
+        if stage == "M":
             layers.insert(len(layers) - 1, nn.MaxPool2d(2))  # before the ReLU
-            continue
-        for kernel in kernels:
-            layers.append(nn.Conv2d(channels, stage, kernel, padding=(kernel[0] // 2, kernel[1] // 2)))
-            if batch_norm:
-                layers.append(nn.BatchNorm2d(stage))
-            layers.append(nn.ReLU(inplace=True))
-            channels = stage
+        elif isinstance(stage, int) and stage > 0:
+            for kernel in kernels:
+                layers += convolution(channels, stage, kernel, norm=batch_norm)
+                channels = stage
+        else:
+            raise ValueError(f"A VGG stage is a positive width or 'M' (max pool), not {stage!r} in {layout}.")
     return nn.Sequential(*layers), channels

@@ -1,168 +1,153 @@
-"""A sweep folder: what is in it, who may write to it, and how the same command finds it again.
+"""A sweep folder, how the same command finds it again, and who may write to it.
 
-sweep.json    the command, its jobs and how each of them ended
-sweep.lock    locked while a sweep runs here
-0/ 1/ 2/ ...  one run folder a job
+study.journal  the Optuna study that records the sweep; locked while the sweep runs
+0/ 1/ 2/ ...   a run folder for each job
 """
 
-from __future__ import annotations
-
-import json
+import fcntl
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-RECORD = "sweep.json"
-# How a sweep is run, not which jobs it has: with another value of these it is still the same sweep.
-HOW = ("hydra.launcher", "hydra/launcher", "hydra.sweep.", "hydra.mode", "hydra.sweeper.n_trials")
+JOURNAL = "study.journal"
+KEPT = ("number", "sweep", "overrides", "label", "status", "reason", "seconds", "id")
 
 
 @dataclass(eq=False)
 class Job:
-    """One job of a sweep.
+    """One job of a sweep. What Optuna has no word for is `KEPT` in the attribute "job" of its trial.
 
     Attributes:
         number: names its folder.
+        sweep: names the sweep that runs it; a storage may hold the trials of several.
         overrides: its command line.
         label: what tells it from the other jobs, for people.
         status: queued, running, done, pruned, failed, out of memory, killed or stopped.
         reason: why it ended as it did, one line.
-        attempts, seconds: how often and how long it ran.
+        seconds: how long it ran.
+        id: of its process, or of the cluster's job.
         epoch, value: the latest epoch that it reported, and the metric there.
-        cluster_id: of the scheduler, where one runs it.
+        trial: its latest trial; frozen, unless it runs.
+        stamp: of its file of metrics, when that was read last.
     """
 
     number: int
-    overrides: list[str]
-    label: str
+    sweep: str = ""
+    overrides: list[str] = field(default_factory=list)
+    label: str = ""
     status: str = "queued"
     reason: str = ""
-    attempts: int = 0
     seconds: float = 0.0
+    id: str = ""
     epoch: int | None = None
     value: float | None = None
-    cluster_id: str | None = None
+    trial: Any = None
+    stamp: Any = None
 
     @property
     def failed(self) -> bool:
         return self.status in ("failed", "out of memory", "killed")
 
 
-@dataclass
-class SweepFolder:
-    """An open sweep folder; no other sweep can open it as long as this process lives, which holds `lock`."""
-
-    path: Path
-    lock: int
-    command: list[str]
-    identity: list[str]
-    jobs: list[Job] = field(default_factory=list)
-    finished: bool = False
-    resumed: bool = False
-    _given: list[Job] = field(default_factory=list)
-
-    def job(self, overrides: list[str], label: str, number: int | None = None) -> Job:
-        """The job of this number, or else of these overrides, as an earlier start left it, or a new one."""
-        for job in self.jobs:
-            same = job.overrides == overrides if number is None else job.number == number
-            if same and job not in self._given:
-                break
-        else:
-            following = 1 + max((job.number for job in self.jobs), default=-1)
-            job = Job(following if number is None else number, overrides, label)
-            self.jobs.append(job)
-        self._given.append(job)
-        return job
-
-    def run_folder(self, job: Job) -> Path:
-        return self.path / str(job.number)
-
-    def save(self) -> None:
-        record = {"command": self.command, "identity": self.identity, "finished": self.finished}
-        write_json(self.path / RECORD, {**record, "jobs": [asdict(job) for job in self.jobs]})
+def jobs_of(trials: Sequence[Any], sweep: str) -> dict[int, Job]:
+    """The jobs that this sweep ran or may still run, by number, each as its latest trial (of Optuna) has it."""
+    jobs = {}
+    for trial in trials:
+        job = Job(**{"number": trial.number, **trial.user_attrs.get("job", {})}, trial=trial)
+        if trial.intermediate_values:
+            job.epoch, job.value = max(trial.intermediate_values.items())
+        if job.sweep in ("", sweep):
+            jobs[job.number] = job
+    return jobs
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a reader finds the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+def read_jobs(folder: Path) -> list[Job]:
+    """The jobs of a sweep's folder; none where there is no sweep."""
+    import optuna
+
+    record = read_record(folder)
+    if not record:
+        return []
+    storage = open_storage(record["storage"] or absolute(str(folder / JOURNAL)))
+    study = optuna.load_study(study_name=record["study_name"], storage=storage)
+    return list(jobs_of(study.get_trials(deepcopy=False), record["sweep"]).values())
 
 
-def read_record(folder: Path) -> Any:
-    """What `SweepFolder.save` wrote, None where there is nothing."""
-    path = folder / RECORD
-    return json.loads(path.read_text()) if path.is_file() else None
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the study in a sweep's folder says of the sweep; empty where there is none.
+
+    sweep                 its name in its trials
+    command, identity     what started it, and what is the same whenever it is started again
+    storage, study_name   where its trials are; None is here
+    finished              whether there is nothing left to go on with
+    """
+    path = folder.absolute() / JOURNAL
+    studies = open_storage(str(path)).get_all_studies() if path.is_file() else []
+    return studies[0].user_attrs.get("sweep", {}) if studies else {}
 
 
-def open_sweep(config: DictConfig) -> SweepFolder:
+def absolute(storage: str) -> str:
+    """The path of a journal file, or a database URL, so that it holds in any folder."""
+    if storage.startswith("sqlite:///"):
+        return f"sqlite:///{Path(storage.removeprefix('sqlite:///')).absolute()}"
+    return storage if "://" in storage else str(Path(storage).absolute())
+
+
+def open_storage(storage: str) -> Any:
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return RDBStorage(storage) if "://" in storage else JournalStorage(JournalFileBackend(storage))
+
+
+def open_sweep(wanted: Path, named: bool, identity: list[str]) -> tuple[Path, dict[str, Any]]:
     """Opens the folder for a sweep: the one where the same command was cut off, or a new one of its own.
 
+    Args:
+        wanted: the name that a new one has.
+        named: whether that is the user's choice, and no other will do.
+        identity: what is the same whenever a sweep is started again.
+
+    Returns:
+        The folder, which no other sweep can open as long as this process lives; and its record, empty if it is new.
+
     Raises:
-        ValueError: `hydra.sweep.dir` names the folder of another sweep, or of one that is running.
+        ValueError: the folder that is `named` is taken.
     """
-    wanted = Path(config.hydra.sweep.dir).absolute()
-    given = (*config.hydra.overrides.task, *config.hydra.overrides.hydra)
-    identity = [str(config.hydra.job.config_name), *(o for o in given if not o.lstrip("+~").startswith(HOW))]
-
-    def opened(path: Path, record: Any) -> SweepFolder | None:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(path / "sweep.lock")
-        if lock is None:
-            return None
-        if record is None:
-            return SweepFolder(path, lock, [*entry_point(), *sys.argv[1:]], identity)
-        jobs = [Job(**job) for job in record["jobs"]]
-        return SweepFolder(path, lock, record["command"], identity, jobs, record["finished"], resumed=True)
-
-    if any(override.startswith("hydra.sweep.dir=") for override in given):
-        record = read_record(wanted)
-        if record is not None and record["identity"] != identity:
-            raise ValueError(f"{wanted} holds another sweep ({' '.join(record['command'])}): take another folder.")
-        folder = opened(wanted, record)
-        if folder is None:
-            raise ValueError(f"A sweep is running in {wanted}: wait for its end, or take another hydra.sweep.dir.")
-        return folder
-
-    for path in sorted((file.parent for file in wanted.parent.glob(f"*/{RECORD}")), reverse=True):
-        record = read_record(path)
-        if record["identity"] == identity and not record["finished"] and (folder := opened(path, record)):
-            return folder
-
+    earlier = [] if named else sweeps_in(wanted.parent)
     # Two sweeps of one moment want the same name: whoever locks it first has it.
-    path, number = wanted, 0
-    while (folder := opened(path, None)) is None or read_record(path) is not None:
-        if folder is not None:
-            os.close(folder.lock)
-        number += 1
-        path = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    for path in chain(earlier, [wanted], (wanted.with_name(f"{wanted.name}-{number}") for number in count(1))):
+        path.mkdir(parents=True, exist_ok=True)
+        if (lock := lock_file(path / JOURNAL)) is not None:
+            record = read_record(path)
+            if record.get("identity", identity) == identity and (named or not record.get("finished")):
+                return path, record
+            os.close(lock)
+        if named:
+            raise ValueError(f"{wanted} holds another sweep, or one that is running: take another hydra.sweep.dir.")
+    raise AssertionError("there is always one name more")
 
 
-def resumed_command(arguments: list[str]) -> list[str]:
-    """The command line that `resume_sweep=FOLDER` stands for; any other one comes back as it is.
+def sweeps_in(folder: Path) -> list[Path]:
+    """The folders of the sweeps in a folder, the latest first."""
+    return sorted((file.parent for file in folder.glob(f"*/{JOURNAL}")), reverse=True)
 
-    Further arguments follow the saved ones, such as `hydra.launcher.n_jobs=4` or `hydra.sweeper.n_trials=50`.
+
+def resume_command(folder: Path, more: Sequence[str] = ()) -> list[str]:
+    """The command line, from the interpreter on, that goes on with a sweep, with further arguments after its own.
 
     Raises:
-        FileNotFoundError: FOLDER is no sweep.
+        FileNotFoundError: the folder is no sweep.
     """
-    named = [argument for argument in arguments if argument.startswith("resume_sweep=")]
-    if not named:
-        return arguments
-    folder = Path(named[-1].partition("=")[2]).absolute()
     record = read_record(folder)
-    if record is None:
-        beside = sorted(str(file.parent) for file in folder.parent.glob(f"*/{RECORD}"))
-        hint = f" The latest sweep beside it is {beside[-1]}." if beside else ""
-        raise FileNotFoundError(f"resume_sweep={folder}: there is no {RECORD}, so it is no sweep's folder.{hint}")
-    saved = [a for a in record["command"][len(entry_point()) :] if not a.startswith("hydra.sweep.dir=")]
-    more = [argument for argument in arguments if argument not in (*named, *saved)]
-    return [*saved, *more, f"hydra.sweep.dir={quote(str(folder))}"]
+    if not record:
+        beside = "".join(f" The latest sweep beside it is {path}." for path in sweeps_in(folder.absolute().parent)[:1])
+        raise FileNotFoundError(f"resume_sweep={folder}: there is no {JOURNAL}, so it is no sweep's folder.{beside}")
+    return [sys.executable, *record["command"], *more, f"hydra.sweep.dir={quote(str(folder.absolute()))}"]
 
 
 def entry_point() -> list[str]:
@@ -171,30 +156,15 @@ def entry_point() -> list[str]:
     return [sys.argv[0]] if spec is None else ["-m", spec.name]
 
 
-def flags(*names: str) -> list[str]:
-    """Those of Hydra's flags on the command line that have one of these names, with their values."""
-    arguments = iter(sys.argv[1:])
-    kept: list[str] = []
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in names:
-            kept += [name, value or next(arguments)]
-    return kept
-
-
 def quote(value: str) -> str:
     """A value as Hydra's command line wants it."""
-    if all(c.isalnum() or c in "/-_.:+%" for c in value):
-        return value
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def lock_file(path: Path) -> int | None:
     """Locks a file until its descriptor, which is returned, is closed everywhere; None where others hold it."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,63 +1,36 @@
-"""What all launchers share: the loop that starts, watches, stops and retries the jobs of a sweep."""
+"""Runs the jobs of a sweep: each is started, watched, stopped, retried, and said to have ended how.
 
-from __future__ import annotations
+`ProcessLauncher` starts them as processes of this machine:
 
+python -m src.train -m seed=range(8) hydra.launcher.n_jobs=4 hydra.launcher.gpus_per_job=1
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import itertools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from src.runs.folder import LAST
+from src.runs.record import read_numbers
+from src.sweeps.folder import Job, entry_point, lock_file, quote
+from src.sweeps.screen import Screen
+from src.sweeps.study import Trials
 
-from src.sweeps.folder import Job, SweepFolder, entry_point, flags, open_sweep, quote
-from src.sweeps.progress import LOG, MetricsFile, read_numbers, why
-
-GRACE = 60.0  # seconds that a job which is told to stop has for its last checkpoint
-CONFIG_DIR = ("--config-dir", "-cd")
-CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", *CONFIG_DIR)
-# Hydra's settings of the sweep itself, which its jobs must not see.
-OF_THE_SWEEP = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweeper", "hydra.mode", "hydra.run.dir")
+LOG = "output.log"
+GRACE = 60  # seconds that a job which is told to stop has for its last checkpoint
+MEMORY = ("outofmemory", "out of memory", "memoryerror", "allocate memory", "bad_alloc")
 
 
-class Source(Protocol):
-    """Where jobs come from, and who learns of what becomes of them."""
-
-    def next(self) -> Job | None:
-        """The next job to start, None where there is no more."""
-
-    def left(self) -> int:
-        """How many jobs more there will be that have no place in the table yet."""
-
-    def report(self, job: Job, epoch: int, value: float) -> bool:
-        """Takes the metric of an epoch; true stops the job there as not worth its time."""
-
-    def ended(self, job: Job) -> None:
-        """Takes a job that will not run any more."""
-
-
-@dataclass
-class _Running:
-    job: Job
-    handle: Any
-    metrics: MetricsFile
-    slot: int
-    since: float
-    before: float  # seconds of earlier attempts
-    retries: int
-    stop_as: str | None = None  # the status that it gets once it has stopped
-    kill_at: float = field(default=float("inf"))
-
-
-class JobLauncher(Launcher):
+class JobLauncher(ABC):
     """Runs each job as a command of its own, `n_jobs` at a time, and those that fail `retries` times more."""
 
     poll_seconds = 0.1
@@ -67,170 +40,157 @@ class JobLauncher(Launcher):
             raise ValueError(f"hydra.launcher: n_jobs={n_jobs} must be 1 or more, and retries={retries} 0 or more.")
         self.n_jobs = n_jobs
         self.retries = retries
-        self.folder: SweepFolder
 
     @abstractmethod
     def start(self, job: Job, command: list[str], resume: list[str], folder: Path, slot: int) -> Any:
-        """Starts `command`, or `resume` where there is a checkpoint to go on from, and returns a handle on it."""
+        """Starts `command`, or `resume` where there is a checkpoint to go on from.
+
+        Returns:
+            A handle as of `subprocess.Popen`: `poll()` gives the exit code, or None while it runs; `terminate()` asks
+            the job to save and end; `kill()` ends it, and all that it started, at once.
+        """
 
     @abstractmethod
-    def exit_code(self, handle: Any) -> int | None:
-        """None while it runs."""
-
-    @abstractmethod
-    def stop(self, handle: Any) -> None:
-        """Asks it to save and end."""
-
-    @abstractmethod
-    def kill(self, handle: Any) -> None:
-        """Ends it, and all that it started, at once."""
-
-    @abstractmethod
-    def reclaim(self, job: Job, folder: Path) -> Any:
+    async def reclaim(self, job: Job, folder: Path) -> Any:
         """A handle on what an earlier start of the sweep left running, or None once nothing is left."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-        self.metric = OmegaConf.select(config, "optimized_metric")
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise ValueError("hydra/launcher=process and slurm go with hydra/sweeper=grid or optuna.")
-
-    def open(self) -> SweepFolder:
-        """Opens the folder of this sweep, and says so where it is one that goes on."""
-        from rich.console import Console
-
-        self.console = Console()
-        if not self.console.is_terminal and "COLUMNS" not in os.environ:
-            self.console.width = 120  # a log has room
-        self.folder = open_sweep(self.config)
-        OmegaConf.save(self.config, self.folder.path / "multirun.yaml")
-        if self.folder.resumed:
-            done = sum(job.status == "done" for job in self.folder.jobs)
-            self.say(f"Going on with {self.folder.path}, {done} jobs done (hydra.sweep.dir=NEW starts afresh).")
-        return self.folder
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def run(self, source: Source) -> None:
-        """Runs the jobs of `source` to their end.
+    def run(self, trials: Trials, screen: Screen, program: list[str]) -> None:
+        """Runs all jobs to their end, each as `python PROGRAM OVERRIDES`.
 
         Raises:
             SystemExit: 130 when Ctrl-C or SIGTERM stopped the sweep; its jobs have saved and ended.
         """
-        from src.sweeps.table import JobTable
-
-        running: list[_Running] = []
-        more = True
-        error: Exception | None = None  # told once the jobs have saved and ended, none outlives its sweep
-        table = JobTable(str(self.folder.path), self.metric, self.console, self.folder.jobs)
-        with _Signals() as signals:
-            while True:
-                try:
-                    while more and not signals.count and error is None and len(running) < self.n_jobs:
-                        job = source.next()
-                        if job is None:
-                            more = False
-                        else:
-                            slot = min(set(range(self.n_jobs)) - {one.slot for one in running})
-                            running.append(self._begin(job, slot))
-                except Exception as raised:
-                    error = raised
-                table.show(self.folder.jobs, source.left(), last=not running)
-                if not running:
-                    break
-                time.sleep(self.poll_seconds)
-                for one in list(running):
-                    try:
-                        ended = self._watch(one, source, signals.count + (error is not None))
-                    except Exception as raised:
-                        error, ended = error or raised, self.exit_code(one.handle) is not None
-                    if ended:
-                        running.remove(one)
-        if error is not None:
-            raise error
-        if signals.count:
-            self.say(f"Stopped. The same command goes on, or: resume_sweep={self.folder.path}")
+        self.trials, self.screen, self.program = trials, screen, program
+        self.stops: list[Any] = []  # the signals and the errors for which the jobs are to stop
+        asyncio.run(self._run())
+        for error in self.stops:
+            if isinstance(error, Exception):
+                raise error  # told once the jobs have saved and ended, none outlives its sweep
+        if self.stops:
+            screen.say(f"Stopped. The same command goes on, or: resume_sweep={trials.folder}")
             raise SystemExit(130)
 
-    def _begin(self, job: Job, slot: int) -> _Running:
-        folder = self.folder.run_folder(job)
-        handle = self.reclaim(job, folder)
+    async def _run(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the hang-up
+                asyncio.get_running_loop().add_signal_handler(number, self.stops.append, number)
+        with self.screen.watching(self.trials):
+            await asyncio.gather(*map(self._work, range(self.n_jobs)))
+
+    async def _work(self, slot: int) -> None:
+        """Runs one job after another; `slot` tells this one from those that do the same beside it."""
+        try:
+            while not self.stops and (job := self.trials.next()) is not None:
+                for left in range(self.retries, -1, -1):
+                    await self._attempt(job, slot)
+                    if self.stops or not (job.failed and left):
+                        break
+                self.trials.ended(job)
+                self.screen.tell(job)
+        except Exception as error:
+            self.stops.append(error)
+
+    async def _attempt(self, job: Job, slot: int) -> None:
+        """Runs a job until its process ends, of itself or because it was asked to."""
+        folder = self.trials.run_folder(job)
         job.status, job.reason = "running", ""
-        if handle is None:
-            if not can_resume(folder):
-                _clear(folder)
-            folder.mkdir(exist_ok=True)
-            job.attempts += 1
-            passed_on = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
-            program = [sys.executable, *entry_point()]
-            run = quote(str(folder))
-            fresh = [*flags(*CONFIG_FLAGS), *job.overrides, *passed_on, "hydra.mode=RUN", f"hydra.run.dir={run}"]
-            resume = [*program, *flags(*CONFIG_DIR), f"resume={run}"]
-            handle = self.start(job, [*program, *fresh], resume, folder, slot)
-            self.folder.save()
-        metrics = MetricsFile(folder, self.metric)
-        return _Running(job, handle, metrics, slot, time.monotonic(), job.seconds, self.retries)
+        self.trials.save(job)  # so that no other sweep takes it meanwhile
+        handle = await self.reclaim(job, folder) or self._start(job, folder, slot)
+        self.trials.save(job)
+        self.screen.tell(job)
+        began, asked, kill_at, code = time.monotonic() - job.seconds, "", float("inf"), None
+        try:
+            while code is None:
+                code = handle.poll()  # before the metrics: those of an ended job are complete
+                job.seconds = time.monotonic() - began
+                pruned = self.trials.report(job)
+                if not asked and (pruned or self.stops):
+                    asked, kill_at = "pruned" if pruned else "stopped", time.monotonic() + GRACE
+                    handle.terminate()
+                if time.monotonic() > kill_at or len(self.stops) > 1:
+                    handle.kill()
+                await asyncio.sleep(self.poll_seconds if code is None else 0)
+        finally:
+            (handle.terminate if code is None else handle.kill)()  # what outlived its job, as ranks and workers may
+        job.status, job.reason = outcome(folder, code, asked)
 
-    def _watch(self, one: _Running, source: Source, interrupts: int) -> bool:
-        """Brings one job up to date; true where it has ended."""
-        job, now = one.job, time.monotonic()
-        code = self.exit_code(one.handle)  # before the metrics: those of an ended job are complete
-        job.seconds = one.before + now - one.since
-        for epoch, value in one.metrics.new():
-            job.epoch, job.value = epoch, value
-            if source.report(job, epoch, value) and code is None:
-                self._stop(one, "pruned")
-        if code is None:
-            if interrupts:
-                self._stop(one, "stopped")
-            if now > one.kill_at or interrupts > 1:
-                self.kill(one.handle)
-            return False
-
-        folder = self.folder.run_folder(job)
-        numbers = read_numbers(folder)
-        if numbers is not None:
-            job.status, job.value = "done", numbers.get(self.metric or "", job.value)
-        elif one.stop_as is not None:
-            job.status = one.stop_as
-        elif code == 0 and can_resume(folder):  # Lightning leaves with 0 when somebody sends it SIGTERM
-            job.status, job.reason = "killed", "asked to stop before its end"
-        elif code == 0:
-            job.status, job.reason = "done", "without results"  # such as a fast_dev_run
-        else:
-            job.status, job.reason = why(code, folder / LOG)
-        if job.failed and one.retries > 0 and not interrupts:
-            one.retries -= 1
-            again = self._begin(job, one.slot)
-            one.handle, one.metrics, one.since, one.before = again.handle, again.metrics, now, job.seconds
-            return False
-        self.folder.save()
-        source.ended(job)
-        return True
-
-    def _stop(self, one: _Running, status: str) -> None:
-        if one.stop_as is None:
-            one.stop_as, one.kill_at = status, time.monotonic() + GRACE
-            self.stop(one.handle)
+    def _start(self, job: Job, folder: Path, slot: int) -> Any:
+        if not can_resume(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # a fresh start mixes with no old figures
+            folder.mkdir()
+        run = f"hydra.run.dir={quote(str(folder))}"
+        command = [sys.executable, *self.program, *job.overrides, "hydra.mode=RUN", run]
+        trusted = [override for override in job.overrides if override.startswith("trusted=")]
+        resume = [sys.executable, *entry_point(), *trusted, f"resume={quote(str(folder))}"]
+        return self.start(job, command, resume, folder, slot)
 
 
-class _Signals:
-    """Counts what asks the sweep to stop (Ctrl-C, SIGTERM, a closed terminal) instead of dying of it."""
+class ProcessLauncher(JobLauncher):
+    """Runs jobs as processes; see conf/hydra/launcher/process.yaml."""
 
-    def __enter__(self) -> _Signals:
-        self.count = 0
-        heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
-        self._old = {number: signal.signal(number, self._add) for number in heard}  # nohup ignores the hang-up
-        return self
+    def __init__(self, n_jobs: int, gpus_per_job: int | None, retries: int) -> None:
+        super().__init__(n_jobs, retries)
+        self.gpus_per_job = gpus_per_job
+        self.gpus = visible_gpus()
+        if gpus_per_job and (needed := n_jobs * gpus_per_job) > (seen := len(self.gpus)):
+            fits = f"at most n_jobs={seen // gpus_per_job} fits; gpus_per_job=null trains on what there is."
+            raise ValueError(f"hydra.launcher: the jobs need {needed} GPUs, and {seen} can be seen here: {fits}")
 
-    def _add(self, number: int, frame: Any) -> None:
-        self.count += 1
+    def start(self, job: Job, command: list[str], resume: list[str], folder: Path, slot: int) -> "Process":
+        environment = job_environment()
+        if self.n_jobs > 1:  # jobs side by side share the cores, or each would start a thread for every one
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.n_jobs)))
+        if self.gpus_per_job is not None:
+            mine = self.gpus[slot * self.gpus_per_job : (slot + 1) * self.gpus_per_job]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        log = lock_file(folder / LOG)  # the job holds it for as long as it lives, whatever becomes of the sweep
+        assert log is not None, f"{folder} is in use"
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        line = resume if can_resume(folder) else command
+        # In a session of its own: Ctrl-C on the terminal reaches the sweep alone, which then stops its jobs.
+        process = Process(line, env=environment, start_new_session=True, preexec_fn=end_with_parent, **streams)
+        os.close(log)
+        job.id = str(process.pid)
+        return process
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+    async def reclaim(self, job: Job, folder: Path) -> None:
+        """Ends a job that outlived a killed sweep, once it has saved; two must not write one run folder."""
+        pause, log = 0.05, None
+        signals = itertools.chain([signal.SIGTERM], [0] * int(GRACE / pause), itertools.repeat(signal.SIGKILL))
+        while folder.exists() and (log := lock_file(folder / LOG)) is None:
+            send(job.id, next(signals))
+            await asyncio.sleep(pause)
+        if log is not None:
+            os.close(log)
+
+
+class Process(subprocess.Popen[bytes]):
+    """A job with all that it starts, which are a session of their own."""
+
+    def kill(self) -> None:
+        send(str(self.pid), signal.SIGKILL)
+
+
+def send(pid: str, number: int) -> None:
+    """Sends a job a signal: SIGKILL to all that it started, any other to itself alone; it ends its workers itself."""
+    with contextlib.suppress(ProcessLookupError, ValueError):  # gone, or its number is not known
+        (os.killpg if number == signal.SIGKILL else os.kill)(int(pid), number)
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs that a process started here would see."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None and shutil.which("nvidia-smi") is not None:
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        given = ",".join(subprocess.run(query, capture_output=True, text=True, check=False).stdout.split())
+    return [gpu for gpu in (given or "").split(",") if gpu]
+
+
+def end_with_parent() -> None:
+    """Runs in a new process: when the one that started it is killed, Linux asks it to save and end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def job_environment() -> dict[str, str]:
@@ -239,13 +199,27 @@ def job_environment() -> dict[str, str]:
 
 
 def can_resume(folder: Path) -> bool:
-    return (folder / "checkpoints" / "last.ckpt").exists()
+    return (folder / LAST).exists()
 
 
-def _clear(folder: Path) -> None:
-    """Empties a run folder that has no checkpoint, so that a fresh start mixes with no old figures."""
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in (LOG, "job.lock"):
-            path.unlink()
+def outcome(folder: Path, code: int, asked: str) -> tuple[str, str]:
+    """Status and one-line reason of a job that ended.
+
+    Args:
+        code: its exit code, minus the signal that killed it.
+        asked: the status that it gets if it was asked to end; empty if it was not.
+    """
+    done = read_numbers(folder) is not None
+    if done or asked:
+        return "done" if done else asked, ""
+    if code == 0:  # Lightning leaves with 0 when somebody sends it SIGTERM; a fast_dev_run leaves no results
+        return ("killed", "asked to stop before its end") if can_resume(folder) else ("done", "without results")
+    lines = (folder / LOG).read_text(errors="replace")[-8192:].splitlines()
+    tail = [line.strip() for line in lines if line.strip() and "HYDRA_FULL_ERROR" not in line][-5:]
+    if any(word in line.lower() for word in MEMORY for line in tail):
+        return "out of memory", tail[-1]
+    number = -code if code < 0 else code - 128  # a process that handles signal n leaves with 128 + n
+    if number in set(signal.Signals):
+        name = signal.Signals(number).name
+        return "killed", f"by {name}" + (", often sent when the machine's memory runs out" if name == "SIGKILL" else "")
+    return "failed", tail[-1] if tail else f"exit code {code}"

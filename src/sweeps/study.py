@@ -1,149 +1,148 @@
-"""Optuna's side of a search: storages, samplers, pruners, importances."""
+"""The jobs of a sweep as the trials of an Optuna study, which alone knows what ran and what comes next.
 
-from __future__ import annotations
+The study lives in the sweep's process; the jobs are processes of a launcher and know nothing of it. What an epoch
+reports reaches it through the job's metrics, and a pruned job is asked to stop as Ctrl-C would ask it.
+"""
 
-import difflib
+import math
 import time
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
+from src.runs.folder import METRICS
+from src.runs.record import read_metrics, read_numbers
+from src.sweeps.folder import KEPT, Job, jobs_of, open_storage
 from src.sweeps.space import Space
 
-OWN_STORAGE = "study.journal"  # of a sweep that shares its study with no other
-LOCK_SECONDS = 20  # that an SQLite file may stay locked by others before the search gives up on it
+
+class Grid(optuna.samplers.RandomSampler):
+    """Draws nothing: each combination of the listed values is a trial that is enqueued."""
 
 
-class _Grid(optuna.samplers.GridSampler):
-    """At its end Optuna's grid stops the loop of `study.optimize`; here the number of trials is the end."""
+def open_study(storage: str, name: str, sampler: Any, pruner: Any, settings: dict[str, list[str]]) -> optuna.Study:
+    """Opens the study of this name in a storage (see `absolute`), or begins it.
 
-    def after_trial(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-SAMPLERS = {
-    "tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.RandomSampler,
-    "grid": _Grid,
-    "cmaes": optuna.samplers.CmaEsSampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-}
-PRUNERS = {
-    "none": optuna.pruners.NopPruner,
-    "median": optuna.pruners.MedianPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-}
-
-
-def make_sampler(name: str, options: Mapping[str, Any], space: Space, objectives: int) -> optuna.samplers.BaseSampler:
-    """Raises ValueError for a name, an option or a combination that does not exist."""
-    if name == "cmaes" and objectives > 1:
-        raise ValueError("hydra.sweeper.sampler=cmaes optimises one metric; take nsga2 or tpe for several.")
-    grid = {"search_space": space.values()} if name == "grid" else {}
-    return _made("sampler", name, SAMPLERS, {**options, **grid})
-
-
-def make_pruner(name: str, options: Mapping[str, Any], objectives: int) -> optuna.pruners.BasePruner:
-    """Raises ValueError for a name, an option or a combination that does not exist."""
-    if name != "none" and objectives > 1:
-        raise ValueError(f"hydra.sweeper.pruner={name} compares one metric; with several give pruner=none.")
-    return _made("pruner", name, PRUNERS, options)
-
-
-def open_study(
-    storage: str,
-    name: str,
-    sampler: optuna.samplers.BaseSampler,
-    pruner: optuna.pruners.BasePruner,
-    space: Space,
-    metrics: Sequence[str],
-    directions: Sequence[str],
-) -> optuna.Study:
-    """Opens the study of this name in a storage (the path of a journal file, or a database URL), or begins it.
+    Args:
+        settings: the metrics, the directions and the space, which must be those of the study.
 
     Raises:
-        ValueError: the storage cannot be opened, is locked, or has another study under this name; or the
-            directions are not those of the metrics.
+        ValueError: the storage cannot be opened, is locked, or has another study under this name.
     """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if len(metrics) != len(directions) or not {"maximize", "minimize"}.issuperset(directions):
-        raise ValueError(
-            f"hydra.sweeper.direction={','.join(directions)}: give maximize or minimize for each metric of "
-            f"{', '.join(metrics)}."
-        )
-    wanted = {"metrics": list(metrics), "directions": list(directions)}
-    wanted["space"] = [f"{key}: {of}" for key, of in space.distributions.items()]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options: Any = {"study_name": name, "directions": settings["directions"], "load_if_exists": True}
     for attempt in range(5):
         try:
-            study = optuna.create_study(
-                storage=_storage(storage),
-                sampler=sampler,
-                pruner=pruner,
-                study_name=name,
-                directions=[optuna.study.StudyDirection[direction.upper()] for direction in directions],
-                load_if_exists=True,
-            )
+            study = optuna.create_study(storage=open_storage(storage), sampler=sampler, pruner=pruner, **options)
             if "settings" not in study.user_attrs and not study.trials:
-                study.set_user_attr("settings", wanted)
-            found = study.user_attrs.get("settings", {})
+                study.set_user_attr("settings", settings)
             break
-        except (OSError, ImportError, ValueError, KeyError, optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+        except Exception as error:  # of the file system, a driver, SQLAlchemy or Optuna
             cause = str(getattr(error.__cause__ or error, "orig", error)).strip().splitlines()[0]
-            if attempt < 4 and any(word in cause.lower() for word in ("already exists", "unique", "duplicate")):
-                time.sleep(1)  # two machines make the tables of a new database at once: the other one has made them
-                continue
-            hint = " Another process holds it: wait for that, or take another storage." if "locked" in cause else ""
-            if isinstance(error, ImportError):
-                cause, hint = "the database's driver is missing", " PostgreSQL's: pip install 'psycopg[binary]'"
-            raise ValueError(f"hydra.sweeper.storage={storage} cannot be used: {cause}.{hint}") from error
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        there, here = ("; ".join(", ".join(s.get(k, ["?"])) for k in differing) for s in (found, wanted))
-        raise ValueError(
-            f"hydra.sweeper.storage={storage} has another study named {name}, its {' and '.join(differing)} differ: "
-            f"{there} there, {here} here. Give another hydra.sweeper.study_name."
-        )
-    if study.trials or Path(storage).name != OWN_STORAGE:
-        sampler.reseed_rng()  # or it would draw again what it drew before, or what another machine draws
+            if attempt == 4 or not any(word in cause.lower() for word in ("already exists", "unique", "duplicate")):
+                raise ValueError(f"hydra.sweeper.storage={storage} cannot be used: {cause}.") from error
+            time.sleep(1)  # two machines make the tables of a new database at once: the other one has made them
+    for key, here in settings.items():
+        there = study.user_attrs.get("settings", {}).get(key)
+        if there != here:
+            found = f"hydra.sweeper.storage={storage} has another study named {name}; its {key} differs"
+            raise ValueError(f"{found}: {there} there, {here} here. Give another hydra.sweeper.study_name.")
     return study
 
 
-def importances(study: optuna.Study, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Share of each parameter in the variance of each metric; without those that too few trials tell apart."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    found = {}
-    for i, name in enumerate(metrics):
-        if len({trial.values[i] for trial in complete}) > 3:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found[name] = optuna.importance.get_param_importances(study, target=lambda trial, i=i: trial.values[i])  # type: ignore[misc]
-    return found
+class Trials:
+    """Gives a launcher one job after another, and tells the study how each went.
 
+    Args:
+        folder: of the sweep.
+        sweep: its name among those that share the study.
+        metrics: that the study is about.
+        n_trials: of a search; None for a grid, whose trials are enqueued.
 
-def _storage(storage: str) -> optuna.storages.BaseStorage:
-    if "://" not in storage:
-        from optuna.storages.journal import JournalFileBackend
+    Attributes:
+        jobs: those so far, by number.
+    """
 
-        # Its lock is a link to this path, so the path must not depend on the folder that one is in.
-        return optuna.storages.JournalStorage(JournalFileBackend(str(Path(storage).absolute())))
-    wait = {"connect_args": {"timeout": LOCK_SECONDS}} if storage.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(storage, engine_kwargs=wait)
+    def __init__(
+        self, study: optuna.Study, space: Space, folder: Path, sweep: str, metrics: list[str], n_trials: int | None
+    ) -> None:
+        self.study, self.space, self.folder, self.sweep = study, space, folder, sweep
+        self.metrics, self.n_trials = metrics, n_trials
+        if n_trials is None:
+            self._enqueue()
+        self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep)
+        for job in self.jobs.values():
+            if job.status in ("running", "stopped"):  # when an earlier start was cut off
+                job.status = "queued"
 
+    def _enqueue(self) -> None:
+        """Enqueues what failed once more, and what is missing of the grid."""
+        trials = self.study.get_trials(deepcopy=False)
+        for number, job in jobs_of(trials, self.sweep).items():
+            if job.failed:
+                kept = {**job.trial.user_attrs["job"], "status": "queued"}
+                self.study.enqueue_trial(job.trial.params, {"job": kept, "failed_trial": number})
+        begun = sum("failed_trial" not in trial.user_attrs for trial in trials)
+        for params in self.space.combinations()[begun:]:
+            kept = {"overrides": self.space.overrides(params), "label": self.space.label(params)}
+            self.study.enqueue_trial(params, {"job": kept}, skip_if_exists=True)  # by another machine
 
-def _made(what: str, name: str, kinds: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    if name not in kinds:
-        near = difflib.get_close_matches(name, list(kinds), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"hydra.sweeper.{what}={name}{hint}: there are {', '.join(kinds)}.")
-    try:
-        return kinds[name](**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"hydra.sweeper.{what}_options of {name}: {error}.") from error
-    except ImportError as error:
-        raise ModuleNotFoundError(f"hydra.sweeper.{what}={name} needs a package: {error}") from error
+    def run_folder(self, job: Job) -> Path:
+        return self.folder / str(job.number)
+
+    def next(self) -> Job | None:
+        """The next job to start, None where there is no more."""
+        trials = self.study.get_trials(deepcopy=False)  # of all machines
+        old = [job.trial for job in self.jobs.values() if getattr(job.trial, "state", None) == TrialState.RUNNING]
+        if old:
+            trial = Trial(self.study, old[0]._trial_id)  # Optuna has no other way to go on with one
+        elif len(trials) < (self.n_trials or 0) or any(trial.state == TrialState.WAITING for trial in trials):
+            trial = self.study.ask(self.space.distributions)
+        else:
+            return None
+        number = trial.user_attrs.get("job", {}).get("number", trial.number)
+        job = self.jobs.setdefault(number, Job(number))
+        job.trial, job.sweep, job.epoch = trial, self.sweep, job.epoch if old else None
+        job.overrides = job.overrides or self.space.overrides(trial.params)
+        job.label = job.label or self.space.label(trial.params)
+        return job
+
+    def save(self, job: Job) -> None:
+        """Keeps in the study what it does not know of a job that runs."""
+        job.trial.set_user_attr("job", {name: getattr(job, name) for name in KEPT})
+
+    def report(self, job: Job) -> bool:
+        """Takes the epochs that are new in a job's metrics; true where the job is not worth its time."""
+        file, metric = self.run_folder(job) / METRICS, self.metrics[0]
+        stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
+        if stamp == job.stamp:
+            return False
+        job.stamp, frame, first = stamp, read_metrics(self.run_folder(job)), 0 if job.epoch is None else job.epoch + 1
+        fresh: dict[Any, float] = frame[metric].dropna().loc[first:].to_dict() if metric in frame else {}
+        for job.epoch, job.value in fresh.items():
+            if len(self.metrics) == 1 and math.isfinite(job.value):
+                job.trial.report(job.value, job.epoch)
+        return len(self.metrics) == 1 and job.trial.should_prune()
+
+    def ended(self, job: Job) -> None:
+        """Takes a job that will not run any more; one that was stopped stays running, for the next start.
+
+        Raises:
+            ValueError: the run does not report what the search is about, so that no other run will.
+        """
+        numbers = read_numbers(self.run_folder(job)) or {}
+        values = [numbers.get(name, math.nan) for name in self.metrics]
+        complete = all(map(math.isfinite, values))
+        job.value = numbers.get(self.metrics[0], job.value)
+        if job.status == "done" and not complete and self.n_trials is not None:
+            job.status, job.reason = "failed", f"no finite {' and '.join(self.metrics)}"
+        self.save(job)
+        if job.status == "done" and complete:
+            self.study.tell(job.trial, values)
+        elif job.status != "stopped":
+            self.study.tell(job.trial, state=TrialState.PRUNED if job.status == "pruned" else TrialState.FAIL)
+        missing = [name for name in self.metrics if name not in numbers]
+        if numbers and missing and self.n_trials is not None:
+            known = ", ".join(sorted(numbers))
+            raise ValueError(f"hydra.sweeper.metric={missing[0]}: job {job.number} reports none; it reports {known}.")

@@ -1,36 +1,28 @@
 """Evaluating a run against a bare loop over the same batches."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from src.eval import evaluate
-from src.run import open_run
+from src.runs.run import open_run
 from src.train import train
 from tests.benchmarks.table import Row, Setting, alternate, wait
-from tests.benchmarks.training import CONF, config, quietly
+from tests.benchmarks.training import config, quietly
+from tests.conftest import composed
 
 
 def evaluation_rows(setting: Setting) -> list[Row]:
     """`src.eval` of a TinyVGG on CIFAR-10's test images: its loop by a bare one, and all the rest in seconds."""
-    cfg = config(
-        setting,
-        "trainer.precision=32-true",
-        "~callbacks.probe",
-        "trainer.limit_train_batches=5",
-        "trainer.max_epochs=1",
-    )
+    short = ["trainer.precision=32-true", "trainer.limit_train_batches=5", "trainer.max_epochs=1"]
+    cfg = config(setting, *short, "~callbacks.probe")
     quietly(lambda: train(cfg))
     checkpoint = Path(cfg.paths.output_dir, "checkpoints/last.ckpt")
 
-    with initialize_config_dir(CONF, version_base="1.3"):
-        question = compose("eval", [f"ckpt_path={checkpoint}", f"paths.output_dir={tempfile.mkdtemp(prefix='bench')}"])
+    question = composed(f"ckpt_path={checkpoint}", f"paths.output_dir={tempfile.mkdtemp(prefix='bench')}", name="eval")
     rest = []
 
     def ours() -> float:

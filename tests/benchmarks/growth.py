@@ -1,13 +1,11 @@
 """How input and training grow with the batch, the image and the data set, on images made up for it."""
 
-from __future__ import annotations
-
 from statistics import median
 from typing import Any
 
 import torch
 
-from src.data.datamodule import ImageDataModule
+from src.data.memory import MemoryDataModule
 from tests.benchmarks.input_pipeline import augment, images_per_s, ours, plain_vectorised
 from tests.benchmarks.table import Row, Setting
 from tests.benchmarks.training import FULL_EPOCH, beside_hand_written
@@ -17,7 +15,7 @@ AXES = {"batch": (8, 32, 512), "size": (64, 96), "images": (2_000, 100_000)}
 INPUT_IMAGES, TRAINED_IMAGES = 20_000, 4_000  # that one timing takes, at most
 
 
-class Noise(ImageDataModule):
+class Noise(MemoryDataModule):
     """`images` random images of the side that the network sees."""
 
     def __init__(self, images: int, **options: Any) -> None:
@@ -38,10 +36,10 @@ def growth_rows(setting: Setting) -> list[Row]:
 
 def _rows(setting: Setting, batch: int, size: int, images: int) -> list[Row]:
     name = f"batch {batch}, {size} px, {images:,} images"
-    options: Any = {"num_classes": 10, "image_size": size, "batch_size": batch, "val_size": 0}
+    options: Any = {"num_classes": 10, "image_size": size, "batch_size": batch, "val_size": 0, "store": "device"}
     module = Noise(images, **options, augment=augment())
     mine = ours(module, setting.device)
-    plain = plain_vectorised(module.train_set.images, module.train_set.labels, batch)
+    plain = plain_vectorised(*module.examples("train", images), batch)
     batches = min(INPUT_IMAGES, images - 3 * batch) * 32**2 // size**2 // batch
     pairs = [
         (images_per_s(mine, batches, setting.device), images_per_s(plain, batches, setting.device))

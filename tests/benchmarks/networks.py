@@ -1,9 +1,8 @@
 """A training step of each network against torchvision's network of the same name."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
@@ -21,29 +20,27 @@ BATCH = 16
 def pairs(size: int) -> dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]]:
     """Name -> (ours, torchvision's), both with 10 classes; ours as built for 224 px, so that both do the same work."""
     models = torchvision.models
-    made: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {}
-    for name in ("vgg11", "vgg16_bn"):
-        stages, batch_norm = name.removesuffix("_bn"), name.endswith("_bn")
-        made[name] = (
-            lambda s=stages, b=batch_norm: VGG(s, 10, size, b, hidden=(512,), dropout=0.0),  # type: ignore[misc]
-            lambda n=name: _headless(getattr(models, n)(), size),  # type: ignore[misc]
-        )
-    for depth in (18, 50):
-        made[f"resnet{depth}"] = (
-            lambda d=depth: ResNet(d, 10, 224),  # type: ignore[misc]
-            lambda d=depth: getattr(models, f"resnet{d}")(num_classes=10),  # type: ignore[misc]
-        )
-    made["googlenet"] = (
-        lambda: GoogLeNet(10, 224, aux_heads=False),
-        lambda: models.googlenet(num_classes=10, aux_logits=False, init_weights=False),
-    )
+    made: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+        "vgg11": (partial(VGG, "vgg11", 10, size, hidden=(512,), dropout=0.0), partial(_headless, "vgg11", size)),
+        "vgg16_bn": (
+            partial(VGG, "vgg16", 10, size, batch_norm=True, hidden=(512,), dropout=0.0),
+            partial(_headless, "vgg16_bn", size),
+        ),
+        "resnet18": (partial(ResNet, 18, 10, 224), partial(models.resnet18, num_classes=10)),
+        "resnet50": (partial(ResNet, 50, 10, 224), partial(models.resnet50, num_classes=10)),
+        "googlenet": (
+            partial(GoogLeNet, 10, 224, aux_heads=False),
+            partial(models.googlenet, num_classes=10, aux_logits=False, init_weights=False),
+        ),
+    }
     if size >= 96:
-        made["alexnet"] = (lambda: AlexNet(10, size), lambda: models.alexnet(num_classes=10))
+        made["alexnet"] = (partial(AlexNet, 10, size), partial(models.alexnet, num_classes=10))
     return made
 
 
-def _headless(network: nn.Module, size: int) -> nn.Module:
+def _headless(name: str, size: int) -> nn.Module:
     """torchvision's VGG without its enlargement to 7x7, and with the head of the network it is compared with."""
+    network = getattr(torchvision.models, name)()
     network.avgpool = nn.Identity()
     network.classifier = nn.Sequential(
         nn.Linear(512 * (size // 32) ** 2, 512), nn.ReLU(True), nn.Dropout(0.0), nn.Linear(512, 10)
@@ -74,15 +71,8 @@ def network_rows(setting: Setting) -> list[Row]:
     rows = []
     for size in (32, 96):
         for name, (ours, theirs) in pairs(size).items():
-            mine, other = ours(), theirs()
-
-            def first(network: nn.Module = mine, size: int = size) -> float:
-                return step_seconds(network, size, setting.device)
-
-            def second(network: nn.Module = other, size: int = size) -> float:
-                return step_seconds(network, size, setting.device)
-
-            ratio, seconds = alternate(first, second, setting.repeats)
+            steps = [partial(step_seconds, build(), size, setting.device) for build in (ours, theirs)]
+            ratio, seconds = alternate(*steps, setting.repeats)
             detail = f"{seconds[0] * 1e3:.1f} ms / {seconds[1] * 1e3:.1f} ms"
             rows.append(Row(f"step of {name} at {size} px / torchvision's", ratio, "x", at_most=1.0, detail=detail))
     return rows

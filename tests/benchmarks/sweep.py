@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -11,14 +10,15 @@ import time
 from pathlib import Path
 from statistics import median
 
+from src.runs.record import read_metrics
 from tests.benchmarks.table import Row, Setting
 from tests.conftest import run_command
 from tests.test_launcher import Standin
 
 JOBS = 10
 SEARCH = [
-    "-m", "src.train", "-m", "hydra/sweeper=optuna", "data=digits", "trainer=cpu", "hydra.sweeper.n_trials=20",
-    "trainer.max_epochs=12", "model.network.hidden_units=8", "hydra.sweeper.sampler=random", "test=false",
+    "-m", "src.train", "-m", "hydra/sweeper/sampler=random", "data=digits", "trainer=cpu", "hydra.sweeper.n_trials=20",
+    "trainer.max_epochs=12", "model.network.hidden_units=8", "test=false",
     "optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer.weight_decay=tag(log,interval(1e-4,1))",
     "callbacks.model_summary=null", "callbacks.tensorboard_pictures=null", "hydra.launcher.n_jobs=2",
 ]  # fmt: skip
@@ -67,14 +67,10 @@ def search_rows(setting: Setting, seeds: int = 3) -> list[Row]:
 def _search(seed: int, pruner: str) -> tuple[int, float]:
     """Epochs that the jobs ran, and the best value."""
     logs = Path(tempfile.mkdtemp(prefix="bench"))
-    options = ["hydra.sweeper.pruner_options={n_startup_trials: 4}"] if pruner == "median" else []
-    own = [f"hydra.sweeper.seed={seed}", f"hydra.sweeper.pruner={pruner}", f"paths.log_dir={logs}"]
-    done = run_command(*SEARCH, *own, *options)
+    own = [f"hydra.sweeper.seed={seed}", f"hydra/sweeper/pruner={pruner}", f"paths.log_dir={logs}"]
+    done = run_command(*SEARCH, *own)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = logs.glob("train/multiruns/*/study.json")
     study = json.loads(path.read_text())
-    epochs = 0
-    for metrics in path.parent.glob("*/csv/metrics.csv"):
-        with metrics.open() as file:
-            epochs += 1 + max(int(row["epoch"]) for row in csv.DictReader(file) if row["val/acc"])
+    epochs = sum(len(read_metrics(metrics.parent.parent)) for metrics in path.parent.glob("*/csv/metrics.csv"))
     return epochs, max(trial["values"][0] for trial in study["trials"] if trial["state"] == "complete")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import datasets
 
-from src.data.datamodule import ImageSet
-from src.run import build_datamodule, build_model, register_resolvers
+from src.runs.build import build, build_model, register_resolvers
 from src.train import train
 from tests.benchmarks.input_pipeline import NORMALIZE, per_image
 from tests.benchmarks.table import Row, Setting, alternate, wait
@@ -84,10 +84,10 @@ class Step:
     """The training step that a careful person writes, for the network and the optimizer of a config."""
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        model: Any = build_model(cfg, pretrained=False).to(device)
+        model: Any = build_model(cfg).to(device)
         self.memory_format = model.memory_format
         self.network = model.network.train()
-        self.optimizer = model.optimizer_factory(self.network.parameters())
+        self.optimizer = model.optimizer(self.network.parameters())
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -101,10 +101,11 @@ class Step:
 
 def hand_written(cfg: DictConfig, device: torch.device, steps: int, epochs: int) -> list[float]:
     """Seconds of each epoch of a hand-written loop over the same batches."""
-    data: Any = build_datamodule(cfg)
+    data: Any = build(cfg.data)
+    here = SimpleNamespace(root_device=device)
+    data.trainer = SimpleNamespace(strategy=here, global_rank=0, world_size=1, training=False)  # for data.store=device
     data.prepare_data()
     data.setup("fit")
-    data.train_set = ImageSet(data.train_set.images.to(device), data.train_set.labels)
     loader, step = data.train_dataloader(), Step(cfg, device)
     seconds = []
     for epoch in range(epochs):
@@ -113,7 +114,7 @@ def hand_written(cfg: DictConfig, device: torch.device, steps: int, epochs: int)
         for number, (images, labels) in enumerate(loader):
             if number == steps:
                 break
-            step(*data.augment(images, labels, epoch, number))
+            step(*data.augment(images.to(device), labels.to(device), epoch, number))
         wait(device)
         seconds.append(time.perf_counter() - start)
     return seconds
@@ -244,7 +245,7 @@ def tiny_step_rows(setting: Setting, steps: int = 1500) -> list[Row]:
 
     def other(module: type[Bare], **options: Any) -> Callable[[], float]:
         def run() -> float:
-            data = build_datamodule(config(setting, "data.batch_size=8"))
+            data = build(config(setting, "data.batch_size=8").data)
             probe = Probe()
             trainer = Trainer(
                 accelerator="gpu" if setting.gpu else "cpu", max_epochs=2, limit_train_batches=steps,

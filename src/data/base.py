@@ -1,0 +1,257 @@
+"""What every data set shares: options, loaders, and the batch's way from uint8 to the network."""
+
+import fcntl
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as TF
+
+from src.data.augment import PerImage
+from src.data.draw import Draw, Transform
+from src.data.preprocess import Preprocess
+from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
+
+STATISTICS = {  # of images in 0..1, per channel
+    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of the data sets; `MemoryDataModule` is the one for images held whole.
+
+    A subclass gives `load_sets`, and `fetch` if there is something to download or decode. Batches leave the loader as
+    uint8 (B, 3, H, W) and int64 (B,) and reach the model, on its device, augmented (in training only) and normalised:
+    float (B, 3, image_size, image_size).
+
+    Args:
+        num_classes: K, as the network has it.
+        image_size: side in pixels of what the network sees.
+        resize: shorter side in pixels before the crop to `image_size`; None is `image_size`, after augmentation.
+        batch_size: images per process.
+        val_size: share (float) or number (int) of training images to validate on; 0 trains on all.
+        split_seed: chooses the validation images and those of `limit`.
+        limit: use at most this many training (validation included) and test images, stratified.
+        mean, std: three floats each, "imagenet", "half", or None for the data set's own.
+        seed: of the order and the augmentation of the training images.
+        augment: name -> transform (a `Transform` or a torchvision v2 transform), in order; None leaves one out.
+    """
+
+    own_mean: Sequence[float] | None = None  # measured on the training images where a subclass gives none
+    own_std: Sequence[float] | None = None
+    root = Path()  # folder of the data set's files
+    on_device = False  # whether a batch is fetched where the training is
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        image_size: int,
+        resize: int | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        val_size: float = 0.1,
+        split_seed: int = 0,
+        limit: int | None = None,
+        mean: str | Sequence[float] | None = None,
+        std: str | Sequence[float] | None = None,
+        seed: int = 0,
+        augment: Mapping[str, nn.Module | None] | None = None,
+    ) -> None:
+        super().__init__()
+        if resize is not None and resize < image_size:
+            raise ValueError(f"data.resize={resize} must be at least data.image_size={image_size}, cut from it.")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
+        if limit is not None and limit < num_classes:
+            raise ValueError(f"data.limit={limit} is fewer than one image for each of the {num_classes} classes.")
+        self.num_classes, self.image_size, self.resize = num_classes, image_size, resize
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
+        self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
+        steps = [t if isinstance(t, Transform) else PerImage(t) for t in (augment or {}).values() if t is not None]
+        self.before_normalize = [t for t in steps if not t.after_normalize]
+        self.after_normalize = [t for t in steps if t.after_normalize]
+        self.needs_index = any(t.needs_index for t in steps)
+        self.classes: list[str] = []
+        self.eval_split = "test"
+        self._sets: dict[str, Dataset] = {}
+
+    # What a subclass gives
+
+    def fetch(self) -> None:
+        """Download or decode what is missing. One process at a time is in here."""
+
+    def load_sets(self, part: str) -> dict[str, Dataset]:
+        """The data sets of a part: "train" and, if there is one, "val" for "train"; "test" for "test".
+
+        Sets `classes`. A data set has a length and `__getitems__(indices) -> (images (B, 3, H, W) uint8, labels (B,))`,
+        where -1 gives a black image labelled -1; that of "train" adds the indices (B,) if `needs_index`.
+        """
+        raise NotImplementedError
+
+    # Splits
+
+    def prepare_data(self) -> None:
+        """`fetch`, by one of a user's processes on a machine at a time: the others wait and then find the files."""
+        place = hashlib.sha256(bytes(self.root.resolve())).hexdigest()[:16]
+        with open(Path(tempfile.gettempdir(), f"lightning-classics-{os.getuid()}-{place}.lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, were it by a kill
+            self.fetch()
+
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Before `setup`: use the mean and deviation of other images, such as those that weights were trained on."""
+        self._mean, self._std = mean, std
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what the stage needs, once: the training images for "fit" and "validate", `eval_split` for "test"."""
+        evaluated = _part(self.eval_split)
+        needed = {None: ["train", "test"], "fit": ["train"], "validate": ["train"], "test": [evaluated]}.get(stage, [])
+        measures = self.own_mean is None and (self._mean is None or self._std is None)
+        for part in ["train", *needed] if measures else needed:
+            if part not in self._sets:
+                self._sets |= self.load_sets(part)
+        _, world = self._rank_and_world()
+        if stage in (None, "fit") and self.batch_size * world > self.size("train"):
+            raise ValueError(
+                f"data.batch_size={self.batch_size}{f' on each of {world} processes' * (world > 1)} is more than the "
+                f"{self.size('train')} training images; lower it to {self.size('train') // world} or less."
+            )
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"data.num_classes={self.num_classes}, but the data set has {len(self.classes)} classes; "
+                f"set data.num_classes={len(self.classes)}."
+            )
+        if measures:
+            self.own_mean, self.own_std = statistics(self._sets["train"])
+        if not hasattr(self, "preprocess"):
+            self.mean = _statistic("mean", self._mean, self.own_mean)
+            self.std = _statistic("std", self._std, self.own_std)
+            self.preprocess = Preprocess(self.image_size, self.mean, self.std, self.resize)
+
+    def size(self, split: str) -> int:
+        """Number of images in "train", "val" or "test", once they are set up; 0 without validation."""
+        if _part(split) not in self._sets:
+            raise RuntimeError(f"the {split} images are not loaded: call setup() first.")
+        return len(self._sets[split]) if split in self._sets else 0  # type: ignore[arg-type]
+
+    def examples(self, split: str, chosen: int | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images of a split as they are stored, uint8 (N, 3, H, W), and their labels (N,), on the CPU.
+
+        Args:
+            chosen: positions in the split, or how many evenly spaced ones to take (all, if it has fewer).
+        """
+        data, size = self._existing(split), self.size(split)
+        if isinstance(chosen, int):
+            count = min(chosen, size)
+            chosen = [i * size // count for i in range(count)]
+        images, labels, *_ = data.__getitems__(list(chosen))
+        return images.cpu(), labels.cpu()
+
+    def _existing(self, split: str) -> Any:
+        if not self.size(split):
+            raise ValueError("there are no validation images: the run trained on all (data.val_size=0).")
+        return self._sets[split]
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    # Loaders
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches; the last incomplete one is left out."""
+        data, (rank, world) = self._sets["train"], self._rank_and_world()
+        sampler = TrainSampler(data, self._position, self.batch_size, rank=rank, num_replicas=world, seed=self.seed)
+        return TrainLoader(data, sampler=sampler, drop_last=True, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._eval_loader("val") if self.size("val") else []
+
+    def test_dataloader(self) -> DataLoader:
+        """The split that `eval_split` names, in order and never augmented."""
+        return self._eval_loader(self.eval_split)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        data, (rank, world) = self._existing(split), self._rank_and_world()
+        sampler = EvalSampler(data, rank=rank, num_replicas=world, shuffle=False)
+        return DataLoader(data, sampler=sampler, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "collate_fn": tuple,  # the batch as it was fetched
+            "generator": torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
+            "pin_memory": on_gpu and not self.on_device,
+        }
+
+    def _position(self) -> tuple[int, int] | None:
+        """(epoch, batches of it already done) while a Trainer trains, else None; both survive a resume."""
+        if self.trainer is None or not self.trainer.training:
+            return None
+        # not the count of epochs that Lightning gives to set_epoch: one too high after a resume under max_steps
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    # From the loader to the model
+
+    def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, Tensor):  # the example input of Lightning's model summary
+            return batch
+        images, labels, *index = batch
+        if position := self._position():
+            images, labels = self.augment(images, labels, *position, *index)
+        else:
+            images = self.preprocess.to(images.device)(images)
+        return self.trainer.precision_plugin.convert_input(images) if self.trainer else images, labels
+
+    def augment(
+        self, images: Tensor, labels: Tensor, epoch: int = 0, batch: int = 0, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Augment and normalise a training batch, uint8 (B, 3, H, W), as batch `batch` of epoch `epoch`."""
+        rank, world = self._rank_and_world()
+        draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes)
+        if self.resize:
+            images = TF.resize(images, [self.resize], antialias=True)
+        for transform in self.before_normalize:
+            images, labels = transform(images, labels, draw)
+        images = self.preprocess.to(images.device)(images)
+        for transform in self.after_normalize:
+            images, labels = transform(images, labels, draw)
+        return images, labels
+
+
+def _part(split: str) -> str:
+    """What is loaded together with a split: the validation images come with those to train on."""
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"the split {split!r} is unknown; choose 'train', 'val' or 'test'.")
+    return "test" if split == "test" else "train"
+
+
+def _statistic(name: str, given: str | Sequence[float] | None, own: Sequence[float] | None) -> list[float]:
+    values = STATISTICS.get(given, {}).get(name) if isinstance(given, str) else own if given is None else given
+    if values is None or len(values) != 3 or (name == "std" and min(values) <= 0):
+        numbers = "three numbers above 0" if name == "std" else "three numbers"
+        raise ValueError(f"data.{name}={given!r}: choose {numbers}, {', '.join(STATISTICS)}, or null (its own).")
+    return [float(x) for x in values]
+
+
+def statistics(data: Any, most: int = 10_000) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel of images in 0..1, from at most `most` evenly spaced images of a data set."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for chosen in torch.arange(0, len(data), math.ceil(len(data) / most)).split(256):
+        for channel, values in enumerate(data.__getitems__(chosen.tolist())[0].cpu().transpose(0, 1)):
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
+    level, share = torch.arange(256) / 255.0, counts / counts.sum(1, keepdim=True)
+    mean = share @ level.double()
+    variance = share @ level.double().square() - mean.square()
+    return mean.tolist(), variance.clamp(min=1 / 255**2).sqrt().tolist()  # a channel may never vary

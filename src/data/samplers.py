@@ -1,0 +1,55 @@
+"""The order of the images, and a train loader that goes on in the middle of an epoch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from src.data.draw import hashed_generator
+
+
+class TrainSampler(DistributedSampler):
+    """Shuffled anew each epoch from a hash of (seed, epoch), the same order for any number of processes.
+
+    `position()` is asked when iteration begins and gives (epoch, batches of it that are already done); None leaves the
+    epoch to `set_epoch`.
+    """
+
+    def __init__(self, data: Any, position: Callable[[], tuple | None], batch_size: int, **options: Any) -> None:
+        super().__init__(data, drop_last=True, **options)
+        self.position, self.batch_size = position, batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, batches = self.position() or (self.epoch, 0)
+        generator = hashed_generator(self.seed, epoch, 0, 1)  # 1 is for the order: the draws of a batch have three
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        mine = order[self.rank : self.total_size : self.num_replicas]
+        return iter(mine[batches * self.batch_size :].tolist())
+
+
+class EvalSampler(DistributedSampler):
+    """Every image once, in order; -1 fills up the shorter ranks, so that none waits for another."""
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return iter([i if i < size else -1 for i in range(self.rank, self.total_size, self.num_replicas)])
+
+
+class TrainLoader(DataLoader):
+    """Goes on in the middle of an epoch, without a state of its own.
+
+    Lightning's batch progress is the one record of the position: the sampler asks for it, and so do the draws.
+    `__iter__` is a generator, so that sampling and workers start at the first `next()`; by then Lightning has
+    restored its progress. The empty `state_dict` tells Lightning that the loader can be resumed, else it warns in
+    the middle of an epoch (`training_epoch_loop.py`, `is_resumable_loader`).
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

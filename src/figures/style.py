@@ -1,0 +1,69 @@
+"""The one palette and the one style of all figures, and what a figure is."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from unittest.mock import patch
+
+import matplotlib.figure
+import matplotlib.image
+import matplotlib.style
+import numpy as np
+from matplotlib import rc_context, rc_params_from_file
+from numpy.typing import NDArray
+
+# Okabe and Ito (2008): colour-blind eyes tell them apart. Blue is training or right, vermilion validation or wrong.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, PALE, BLACK, GREY = "#E69F00", "#56B4E9", "#BBDFF6", "#222222", "#B8B8B8"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+STYLE = rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Within it, or in a function that it decorates, matplotlib draws in the house style.
+
+    So do Optuna's plots, which ask for the style "ggplot" by its name: it is the house style until the end.
+    """
+    with rc_context(STYLE), patch.dict(matplotlib.style.library, ggplot=STYLE):
+        yield
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that lays itself out, is drawn once, and shows itself as the last value of a notebook's cell."""
+
+    def __init__(self, width: float, height: float, title: str = "") -> None:
+        """``width`` and ``height`` in inches."""
+        super().__init__(figsize=(width, height))
+        self.suptitle(title)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        buffer = io.BytesIO()
+        with rc_context(STYLE):
+            self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure as PNG, making the folder, and gives the path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(figure.png)
+    return path
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as uint8 (H, W, 3): TensorBoard's ``add_image(..., dataformats="HWC")`` takes it."""
+    return (matplotlib.image.imread(io.BytesIO(figure.png))[:, :, :3] * 255).round().astype(np.uint8)
+
+
+def short(name: str, length: int) -> str:
+    """At most ``length`` characters: the middle goes, because names tend to differ at their ends."""
+    keep = length - 1
+    return name if len(name) <= length else f"{name[: keep - keep // 2]}…{name[len(name) - keep // 2 :]}"

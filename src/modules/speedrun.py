@@ -1,0 +1,25 @@
+"""The LightningModule of a network whose first layer whitens the images."""
+
+from typing import Any
+
+from src.modules.classifier import ImageClassifier
+
+
+class WhitenedClassifier(ImageClassifier):
+    """Shows the network some training images before the training, to make its first layer from (`network.whiten`).
+
+    They are evenly spaced in the training set, not augmented: every process and every resumed run shows the same.
+
+    Args:
+        whitening_images: how many; 0 leaves the layer as it is.
+    """
+
+    def __init__(self, *args: Any, whitening_images: int = 5000, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.whitening_images = whitening_images
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.whitening_images:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            images, _ = data.examples("train", min(self.whitening_images, data.size("train")))
+            self.network.whiten(data.preprocess(images))  # type: ignore[operator]

@@ -1,0 +1,151 @@
+"""A run folder: where it lies, what its files are called, and how they are written.
+
+.hydra/config.yaml   the config as composed            checkpoints/   last.ckpt and epoch_XXX.ckpt, the best
+train.log            the epochs as they were printed   csv/           metrics.csv
+results.json         metrics, times, versions          tensorboard/   for tensorboard --logdir
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOGS = Path("logs")
+CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
+CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
+RESULTS, METRICS = "results.json", "csv/metrics.csv"
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked; the message says why and what to do."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the name of a file beside `path`, which becomes `path` if all goes well and vanishes otherwise.
+
+    So that a reader finds the old file or the new one, never half of it. The folder is made if it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file under its name only once it is whole."""
+    with whole(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under its name only once it is whole."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain containers, its interpolations left as text; None where there is none.
+
+    Raises:
+        RunError: it is no YAML.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker, where libyaml is there
+    try:
+        return yaml.load(path.read_text(), loader) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is no YAML file: {str(error).splitlines()[0]}") from error
+
+
+def moved(content: Any, there: str, here: str) -> Any:
+    """Plain containers, their paths in the folder `there` led to the folder `here`."""
+    if isinstance(content, dict):
+        return {moved(key, there, here): moved(value, there, here) for key, value in content.items()}
+    if isinstance(content, list):
+        return [moved(value, there, here) for value in content]
+    inside = isinstance(content, str) and (content == there or content.startswith(f"{there}/"))
+    return here + content[len(there) :] if inside else content
+
+
+def find_run(name: str | Path, logs: str | Path = LOGS) -> Path:
+    """The run folder of that name; "latest" is the newest under `logs` that has a checkpoint.
+
+    Raises:
+        RunError: there is none, or the folder is no run.
+    """
+    if str(name) == "latest":
+        found = list(Path(logs).glob(f"**/{LAST}"))
+        if not found:
+            raise RunError(f"there is no run with a checkpoint under {Path(logs).resolve()}")
+        return max(found, key=lambda path: path.stat().st_mtime_ns).parent.parent
+    folder = Path(name)
+    if not folder.is_dir():
+        raise RunError(f"there is no folder {folder}")
+    if not (folder / CONFIG).is_file():
+        nested = sorted(path.parent.parent for path in folder.glob(f"**/{CONFIG}"))
+        hint = f"; runs inside it: {', '.join(map(str, nested[:5]))}" if nested else ""
+        raise RunError(f"{folder} is no run folder: it has no {CONFIG}{hint}")
+    return folder
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders among the folders given and below them, in the order of their names and numbers.
+
+    Raises:
+        FileNotFoundError: no such folder, or no run in it.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no folder {path}")
+        inside = [file.parent.parent for file in path.glob(f"**/{CONFIG}")]
+        if not inside:
+            raise FileNotFoundError(f"{path} is no run and holds none: there is no {CONFIG} in or below it")
+        found.update(inside)
+    return sorted(found, key=lambda folder: [(not p.isdigit(), int(p) if p.isdigit() else p) for p in folder.parts])
+
+
+def new_run(parent: str) -> str:
+    """A folder in `parent` for a run that starts, one for all processes that torchrun or SLURM's srun started."""
+    return str(Path(parent, _slurm_name() or _torchrun_name() or _time_name()))
+
+
+def starts_again() -> bool:
+    """Whether SLURM requeued this job, or torchrun started its processes once more."""
+    return any(int(os.environ.get(f"{kind}_RESTART_COUNT") or 0) > 0 for kind in ("SLURM", "TORCHELASTIC"))
+
+
+def _time_name() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def _slurm_name() -> str | None:
+    """Equal in all tasks of a job's step, and in the job that is requeued."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job is None or step is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    return f"slurm_{job}.{step}"
+
+
+def _torchrun_name() -> str | None:
+    """Agreed upon over torchrun's own store, which outlives the processes that it starts again."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ValueError("give the processes one run folder: hydra.run.dir=logs/train/runs/NAME")
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    key = "lightning-classics run folder"
+    if os.environ["RANK"] == "0" and not store.check([key]):
+        store.set(key, _time_name())
+    return store.get(key).decode()

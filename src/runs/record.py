@@ -1,0 +1,230 @@
+"""What a training leaves in its run folder besides its weights, and who reads it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.runs.folder import CONFIG, HYDRA, METRICS, OVERRIDES, RESULTS, RunError, read_yaml, write_json, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+
+VERSIONS = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "tensorboard")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What `results.json` says; empty where there is none.
+
+    Raises:
+        RunError: the file is malformed.
+    """
+    path = folder / RESULTS
+    try:
+        results = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(results, dict) or (results and not isinstance(results.get("metrics"), dict)):
+        raise RunError(f"{path} is no record of a run: it has no metrics")
+    return results
+
+
+def read_numbers(folder: Path) -> dict[str, float] | None:
+    """All numbers of a run that came to its end, by name; None for any other run.
+
+    The metric by which the best checkpoint was chosen counts as it was there, any other one as it was at the end;
+    `parameters`, `seconds`, `images_per_s` and `epochs` stand beside the metrics.
+    """
+    results = read_results(folder)
+    if results.get("status") != "done":
+        return None
+    numbers = {**results["metrics"], **{n: results.get(n) for n in ("parameters", "seconds", "images_per_s", "epochs")}}
+    if best := results.get("best"):
+        numbers[best["metric"]] = best["value"]
+    return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """The training and validation metrics in `csv/metrics.csv`: a row an epoch, indexed by it, a column a metric.
+
+    Without columns where there is no file, or no epoch in it yet. A last line that is half written is left out.
+
+    Raises:
+        RunError: the file is malformed.
+    """
+    import pandas as pd
+
+    path = folder / METRICS
+    text = path.read_text() if path.is_file() else ""
+    text = text[: text.rfind("\n") + 1]
+    try:
+        frame = pd.read_csv(io.StringIO(text)) if text else pd.DataFrame()
+        if "epoch" not in frame:
+            return pd.DataFrame()
+        frame["epoch"] = frame["epoch"].bfill()  # the learning rate is written before its epoch
+        names = [name for name in frame.columns if name not in ("epoch", "step") and not name.startswith("test/")]
+        frame = frame[["epoch", *names]].dropna(how="all", subset=names).dropna(subset="epoch")
+        return frame.astype({"epoch": int}).groupby("epoch").first()
+    except ValueError as error:  # of which pandas' ParserError is one
+        raise RunError(f"{path} is no table of metrics: {error}") from error
+
+
+def restore_csv(loggers: list[Any], folder: Path, steps: int) -> None:
+    """Gives the CSV logger the rows that a resumed run had before `steps`; it starts empty otherwise."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and (path := folder / METRICS).is_file():
+            with path.open(newline="") as file:
+                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < steps]
+            logger.experiment.metrics = rows
+            logger.save()
+
+
+def keep_overrides(cfg: DictConfig, folder: Path) -> None:
+    """Adds the overrides of a resumed run to those of its start, and to its config, which is otherwise as it was."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    more = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    more = [override for override in more if not override.startswith("resume=")]
+    config = OmegaConf.create(read_yaml(folder / CONFIG))
+    for key in (override.lstrip("+~").partition("=")[0] for override in more):
+        OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
+    write_whole(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create([*_overrides(folder), *more])))
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(config))
+
+
+def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
+    """What `results.json` says of a training that came to its end, before its test.
+
+    Args:
+        objects: as `train` returns them.
+        metrics: last value of every metric.
+    """
+    from src.callbacks.throughput import Throughput
+
+    trainer = objects["trainer"]
+    throughput = next((c for c in objects["callbacks"] if isinstance(c, Throughput) and c.images), None)
+    return {
+        "status": "trained",
+        "metrics": metrics,
+        "best": _best(trainer.checkpoint_callback, folder),
+        "epochs": trainer.current_epoch,
+        "seconds": None,
+        "train_seconds": round(throughput.train_seconds, 3) if throughput else None,
+        "images_per_s": round(throughput.images / throughput.train_seconds, 1) if throughput else None,
+        "parameters": sum(p.numel() for p in objects["model"].parameters()),
+        "seed": cfg.seed,
+        "tags": list(cfg.tags or []),
+        "overrides": _overrides(folder),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "device": _device(trainer),
+        "precision": trainer.precision,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "git_commit": _git_commit(),
+    }
+
+
+def write_results(folder: Path, results: dict[str, Any], seconds: float, **changes: Any) -> None:
+    """Writes `results.json` after `changes` to it; `seconds` are those of all that a resumed run took."""
+    results.update(changes, seconds=round(seconds, 3))
+    write_json(folder / RESULTS, results)
+
+
+def log_hyperparameters(cfg: DictConfig, folder: Path, loggers: list[Any], metrics: dict[str, float]) -> None:
+    """Fills the HPARAMS tab of TensorBoard: what distinguishes runs, and their final metrics."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            final = {f"hp/{name}": value for name, value in metrics.items() if "/" in name}
+            logger.log_hyperparams(_hyperparameters(cfg, folder), final)
+            logger.save()
+
+
+def print_results(results: dict[str, Any], folder: Path) -> None:
+    """One table of the final metrics, then where the run is and how to watch it."""
+    from rich import print as rich_print
+    from rich.table import Table
+
+    from src.runs.table import shown
+
+    metrics = results["metrics"]
+    stages = [stage for stage in ("train", "val", "test") if any(name.startswith(f"{stage}/") for name in metrics)]
+    table = Table("", *stages)
+    for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
+        values = (metrics.get(f"{stage}/{name}") for stage in stages)
+        table.add_row(name, *("" if value is None else shown(name, value) for value in values))
+    print(f"{results['parameters']:,} parameters, {results['epochs']} epochs, {results['seconds']:.0f} s")
+    rich_print(table)
+    if best := results["best"]:
+        print(f"best {best['metric']} {best['value']:.4f} in epoch {best['epoch']} ({best['path']})")
+    print(f"run folder: {folder}\ntensorboard --logdir {folder}")
+
+
+def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
+    path = getattr(checkpoint_callback, "best_model_path", "")
+    if not path or checkpoint_callback.best_model_score is None:
+        return None
+    return {
+        "metric": checkpoint_callback.monitor,
+        "mode": checkpoint_callback.mode,
+        "value": float(checkpoint_callback.best_model_score),
+        "epoch": int(Path(path).stem.removeprefix("epoch_")),
+        "path": str(Path(path).resolve().relative_to(folder.resolve())),
+    }
+
+
+def _overrides(folder: Path) -> list[str]:
+    return list(read_yaml(folder / OVERRIDES) or [])
+
+
+def _device(trainer: Any) -> str:
+    import torch
+
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with `+` behind it where files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        options: Any = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent}
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The chosen configs, and every plain value of the training's sections, flat."""
+    import pandas as pd
+    from omegaconf import OmegaConf
+
+    choices = ((read_yaml(folder / HYDRA) or {}).get("hydra") or {}).get("runtime", {}).get("choices", {})
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    sections = {name: dict(plain.get(name) or {}) for name in ("optimizer", "scheduler", "data", "model")}
+    for section, name in itertools.product(sections.values(), ("optimizer", "scheduler", "root", "mirror", "download")):
+        section.pop(name, None)  # copies of sections, and places
+    sections["trainer"] = {key: plain["trainer"].get(key) for key in ("max_epochs", "precision", "devices")}
+    flat: Any = pd.json_normalize(sections).to_dict("records")[0]
+    named = {key: value for key, value in flat.items() if isinstance(value, (int, float, str)) and "._" not in key}
+    return {**{name: choices[name] for name in sections if name in choices}, **named, "seed": cfg.seed}

@@ -1,0 +1,183 @@
+"""A run, opened: its config, network, data, metrics and predictions.
+
+    run = open_run("latest")
+    run.metrics, run.network, run.datamodule
+
+The folder may have been moved or come from somebody else. Opening it runs none of its code: checkpoints are read by
+torch's safe loader, and its config builds only what `src.runs.build` lets it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.runs.build import build, build_model, check_config, register_resolvers
+from src.runs.folder import CHECKPOINTS, LAST, LOGS, RunError, find_run, moved
+from src.runs.record import read_metrics, read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning import LightningDataModule, LightningModule
+    from torch import nn
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint file, on the CPU; runs no code from it.
+
+    Raises:
+        RunError: missing, truncated, or something else than tensors and plain containers inside.
+    """
+    if not path.is_file():
+        raise RunError(f"there is no checkpoint {path}")
+    state = path.stat()
+    return dict(_read(path, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)  # a command looks at a run's config before it is composed, and at its weights later
+def _read(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path)
+        hint = f"; other checkpoints beside it: {', '.join(others)}" if others else ""
+        raise RunError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0][:120]}){hint}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config", "classes", "preprocess"} <= set(checkpoint):
+        raise RunError(f"{path} is no checkpoint of a run of this project")
+    return checkpoint
+
+
+def saved_config(folder: Path, checkpoint: dict[str, Any], trusted: Iterable[str] = ()) -> dict[str, Any]:
+    """The config in a checkpoint, checked, its paths led to where the run's folder is now.
+
+    Raises:
+        RunError: it asks for what no saved config may build.
+    """
+    config = checkpoint["config"]
+    if not isinstance(config, dict) or not isinstance(config.get("paths"), dict):
+        raise RunError(f"{folder} has a checkpoint whose config is none of this project's")
+    check_config(config, trusted)
+    return moved(config, str(config["paths"].get("output_dir")), str(folder.resolve()))
+
+
+def resumed_config(name: str, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> dict[str, Any]:
+    """The config of a run that is to go on, `resume` set to its folder.
+
+    Raises:
+        RunError: no such run, no checkpoint in it, or a config that is refused.
+    """
+    folder = find_run(name, logs).resolve()
+    if not (folder / LAST).is_file():
+        raise RunError(f"{folder} has no {LAST} to resume from: start the run again")
+    config = saved_config(folder, load_checkpoint(folder / LAST), trusted)
+    return {**config, "resume": str(folder)}
+
+
+class Run:
+    """A run opened from its folder. Everything is read when it is first asked for.
+
+    Args:
+        folder: the run folder.
+        checkpoint_path: the checkpoint to take weights from; by default the best, else the last.
+        trusted: packages, beside those of conf/train.yaml, whose classes its config may build.
+    """
+
+    def __init__(self, folder: Path, checkpoint_path: Path | None = None, trusted: Iterable[str] = ()) -> None:
+        self.folder, self._checkpoint_path, self._trusted = folder, checkpoint_path, trusted
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What `results.json` says; empty while the run has not ended."""
+        return read_results(self.folder)
+
+    @cached_property
+    def checkpoint_path(self) -> Path:
+        """The best checkpoint by the run's metric, the last where there is no best."""
+        if self._checkpoint_path is not None:
+            return self._checkpoint_path
+        checkpoints = self.folder / CHECKPOINTS
+        best = (self.results.get("best") or {}).get("path")
+        if best is not None and Path(best).parent == Path(CHECKPOINTS) and (self.folder / best).is_file():
+            return self.folder / best
+        found = [*sorted(checkpoints.glob("epoch_*.ckpt"), reverse=True), *checkpoints.glob("last.ckpt")]
+        if not found:
+            raise RunError(f"{self.folder} has no checkpoint: it was stopped before the end of its first epoch")
+        return found[0]
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The checkpoint's contents: `state_dict`, `config`, `classes`, `preprocess`, `epoch`, ..."""
+        return load_checkpoint(self.checkpoint_path)
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The resolved config; `run.config.data.root` and the like may be changed before the data is asked for."""
+        config = saved_config(self.folder, self.checkpoint, self._trusted)
+        config["data"] |= self.checkpoint["preprocess"]  # the mean and deviation that were measured
+        return OmegaConf.create(config)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the logits."""
+        return self.checkpoint["classes"]
+
+    @cached_property
+    def model(self) -> LightningModule:
+        """The LightningModule with the checkpoint's weights, in eval mode."""
+        if "compile" in self.config.model:
+            self.config.model.compile = False  # to look at, export or predict with; training compiles again
+        model = build_model(self.config)
+        model.load_state_dict(self.checkpoint["state_dict"])
+        return model.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network with the checkpoint's weights, in eval mode: normalised images (B, 3, S, S) -> logits (B, K)."""
+        return self.model.network  # type: ignore[return-value]
+
+    @cached_property
+    def datamodule(self) -> LightningDataModule:
+        """The run's data module, not yet set up, normalising as in training."""
+        return build(self.config.data)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """`csv/metrics.csv` with one row an epoch, indexed by epoch."""
+        frame = read_metrics(self.folder)
+        if frame.empty:
+            raise RunError(f"{self.folder} has no metrics in csv/: no epoch ended, or logger=csv was off")
+        return frame
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """`predictions.csv` as `python -m src.eval` writes it: label, prediction and probabilities of each image."""
+        import pandas as pd
+
+        path = self.folder / "predictions.csv"
+        if not path.is_file():
+            raise RunError(f"{self.folder} has no predictions.csv yet: python -m src.eval run={self.folder}")
+        return pd.read_csv(path)
+
+
+def open_run(name: str | Path | None, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> Run:
+    """Opens a run folder ("latest" for the newest under `logs`), or the run around a checkpoint file.
+
+    Raises:
+        RunError: no run there, or none named.
+    """
+    if name is None:
+        raise RunError("say which run: run=logs/train/runs/RUN, run=latest or ckpt_path=FILE.ckpt")
+    register_resolvers()
+    path = Path(name)
+    if path.suffix != ".ckpt":
+        return Run(find_run(name, logs), trusted=trusted)
+    if not path.is_file():
+        raise RunError(f"there is no checkpoint {path}")
+    return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path, trusted)

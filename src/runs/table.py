@@ -1,0 +1,198 @@
+"""Many runs as one frame: seeds to mean and deviation, Welch's test against the best, and the rows as text.
+
+Runs that differ by `REPEATS` alone are one row. The folds of a data set share images, as STL10's ten do, so that their
+interval is narrower than that of new images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.runs.build import mode_of
+from src.runs.folder import write_json, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPEATS = ("seed", "data.fold")
+LEVEL = 0.05
+CAPTION = "mean ± deviation over n runs; ~ the runs do not tell it from the best row (Welch's t, Holm, p ≥ 0.05)"
+FORMATS = {"parameters": ",.0f", "images_per_s": ",.0f", "best epoch": ".0f", "seconds": ".1f", "minutes": ".1f"}
+Run = tuple[Any, Mapping[str, str], Mapping[str, float] | None]
+
+
+@dataclass
+class Row:
+    """One configuration, over its seeds or folds.
+
+    Attributes:
+        settings: all that its runs share.
+        differing: those of them in which the rows differ.
+        runs: the ids of its runs, of which `n` are done and `failed` are not.
+        metrics: {name: {mean, std, half, values}}, see `spread`.
+        against_best: {name: {best, p, supported}}. `best` for the row with the best mean; for the others p of Welch's
+            t-test against it, corrected for the number of rows (Holm), and whether p < 0.05: an unsupported difference
+            is one that the seeds do not show. None where a side has one run.
+    """
+
+    settings: dict[str, str]
+    differing: dict[str, str] = field(default_factory=dict)
+    runs: list[Any] = field(default_factory=list)
+    n: int = 0
+    failed: int = 0
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    against_best: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample deviation (n - 1) and half the width of the 95 % interval of the mean (Student's t)."""
+    std = half = None
+    if (n := len(values)) > 1:
+        from scipy.special import stdtrit  # Student's quantile; scipy.stats takes three times as long to import
+
+        std = float(np.std(values, ddof=1))
+        half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * std / n**0.5
+    return {"mean": float(np.mean(values)), "std": std, "half": half, "values": list(values)}
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Two-sided p of Welch's t-test (Welch 1947), None where a side has fewer than two values, or a value is NaN."""
+    if min(len(a), len(b)) < 2 or np.isnan([*a, *b]).any():
+        return None
+    if len(set(a)) == len(set(b)) == 1:
+        return float(a[0] == b[0])
+    from scipy.stats import ttest_ind_from_stats  # `ttest_ind` warns where all values of a side are equal
+
+    moments = [part for values in (a, b) for part in (np.mean(values), np.std(values, ddof=1), len(values))]
+    return float(ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+
+
+def holm(given: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for being several (Holm 1979); None stays."""
+    known = sorted((p, i) for i, p in enumerate(given) if p is not None)
+    raised = np.maximum.accumulate([p * (len(known) - rank) for rank, (p, _) in enumerate(known)])
+    corrected = {i: min(1.0, float(p)) for (_, i), p in zip(known, raised, strict=True)}
+    return [corrected.get(i) for i in range(len(given))]
+
+
+def group(runs: Iterable[Run], modes: Mapping[str, str] | None = None) -> list[Row]:
+    """Rows of runs given as (id, settings, numbers by name), in the order of their first runs.
+
+    The numbers are None where the run failed. `modes` has "min" or "max" for metrics that `mode_of` knows otherwise.
+    """
+    rows: dict[frozenset[tuple[str, str]], Row] = {}
+    for run, given, numbers in runs:
+        settings = {key: value for key, value in given.items() if key not in REPEATS}
+        row = rows.setdefault(frozenset(settings.items()), Row(settings))
+        row.runs.append(run)
+        row.n, row.failed = row.n + (numbers is not None), row.failed + (numbers is None)
+        for name, value in (numbers or {}).items():
+            row.metrics.setdefault(name, {"values": []})["values"].append(value)
+    keys = differing([row.settings for row in rows.values()])
+    for row in rows.values():
+        row.differing = {key: row.settings.get(key, "") for key in keys}
+        row.metrics = {name: spread(metric["values"]) for name, metric in row.metrics.items()}
+    for name in columns(row.metrics for row in rows.values()):
+        best, *others = ranked([row for row in rows.values() if name in row.metrics], name, modes)
+        tests = holm([welch(best.metrics[name]["values"], row.metrics[name]["values"]) for row in others])
+        for row, p in zip([best, *others], [None, *tests], strict=True):
+            row.against_best[name] = {"best": row is best, "p": p, "supported": None if p is None else p < LEVEL}
+    return list(rows.values())
+
+
+def ranked(rows: Sequence[Row], name: str, modes: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows, best mean of a metric first, those without a number of it last; `modes` as in `group`."""
+    sign = 1 if (modes or {}).get(name, mode_of(name)) == "min" else -1
+    order = np.argsort([sign * row.metrics.get(name, {}).get("mean", np.nan) for row in rows], kind="stable")
+    return [rows[i] for i in order]  # NaN is sorted last
+
+
+def columns(parts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of all, in the order in which they come up."""
+    return list(dict.fromkeys(key for part in parts for key in part))
+
+
+def differing(parts: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys in which the parts differ."""
+    return [key for key in columns(parts) if len({part.get(key) for part in parts}) > 1]
+
+
+def shown(name: str, *parts: float) -> str:
+    """A number, and its deviation, as people read them: "91.20 ± 0.35 %" for accuracies, known by the name."""
+    if name.endswith(("acc", "acc_top5")):
+        return " ± ".join(f"{100 * part:.2f}" for part in parts) + " %"
+    form = FORMATS.get(name.rpartition("/")[2], ".4f" if 1e-3 <= abs(parts[0]) < 1e5 else ".4g")
+    return " ± ".join(format(part, form) for part in parts)
+
+
+def table(rows: Sequence[Row], names: Sequence[str], interval: bool = False) -> pd.DataFrame:
+    """Text: what tells the rows apart, n, and the metrics named, "0.9063 ± 0.0120 ~"; with `interval` also that."""
+    import pandas as pd
+
+    last = {key: key.rpartition(".")[2] for key in columns(row.differing for row in rows)}
+    taken = ["n", *names, *last.values()]
+    frame = {key: [_value(row.differing.get(key, "")) for row in rows] for key in last}
+    frame["n"] = [f"{row.n} of {row.n + row.failed}" if row.failed else str(row.n) for row in rows]
+    for name in names:
+        frame[name] = [_cells(row, name)[0] for row in rows]
+        if interval and "/" in name:
+            frame[f"{name} 95 %"] = [_cells(row, name)[1] for row in rows]
+    return pd.DataFrame(frame).rename(columns={key: short for key, short in last.items() if taken.count(short) == 1})
+
+
+def _cells(row: Row, name: str) -> tuple[str, str]:
+    """Mean and deviation, and the interval; what is the same in all runs, such as parameters, has none."""
+    if (metric := row.metrics.get(name)) is None:
+        return "", ""
+    if metric["std"] is None or (metric["std"] == 0 and "/" not in name):
+        return shown(name, metric["mean"]), ""
+    mark = " ~" if "/" in name and row.against_best[name]["supported"] is False else ""
+    return shown(name, metric["mean"], metric["std"]) + mark, f"± {shown(name, metric['half'])}"
+
+
+def _value(value: str) -> str:
+    """A value with at most five digits, for people."""
+    try:
+        return value if len(value) < 8 else f"{float(value):.5g}"
+    except ValueError:
+        return value
+
+
+def numeric(frame: pd.DataFrame) -> list[bool]:
+    """Whether a column of text holds numbers, which stand to the right."""
+    return [all(cell[:1] in "-±0123456789" for cell in frame[name]) for name in frame]
+
+
+def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
+    """A frame of text for a terminal: `rich.print` takes it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name, right in zip(map(str, frame), numeric(frame), strict=True):
+        grid.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for cells in frame.values:
+        grid.add_row(*map(Text, cells))
+    return grid
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame of text as a table in Markdown."""
+    lines = [frame.columns, ["---"] * frame.shape[1], *frame.values]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def write_summary(folder: Path, rows: Sequence[Row]) -> None:
+    """Writes summary.json, and summary.csv: mean, deviation and half the interval of every metric, unrounded."""
+    import pandas as pd
+
+    records = [{**row.differing, "n": row.n, "failed": row.failed, **row.metrics} for row in rows]
+    frame = pd.json_normalize(records, sep=" ")  # columns "val/acc mean", "val/acc std", ...
+    plain = frame[[name for name in frame if not str(name).endswith(" values")]]
+    write_json(folder / "summary.json", [asdict(row) for row in rows])
+    write_whole(folder / "summary.csv", plain.to_csv(index=False))

@@ -1,0 +1,57 @@
+"""What a sweep shows: a live table on a terminal; elsewhere one line for each job that starts or ends."""
+
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+
+from src.runs.table import rich_table
+from src.sweeps.folder import Job
+from src.sweeps.study import Trials
+
+# What does not fit on the screen: the end of the queue, and those that have been done the longest.
+ORDER = ["running", "failed", "out of memory", "killed", "stopped", "queued", "pruned", "done"]
+
+SHOWN = ["number", "label", "status", "reason", "epoch", "value", "seconds"]
+
+
+class Screen:
+    """Shows the jobs of a sweep, as many as the terminal has lines for."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console.width = 120  # a log has room
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def tell(self, job: Job) -> None:
+        """Says what has become of a job, where there is no table to see it in."""
+        if not self.console.is_terminal:
+            ended = "" if job.status == "running" else f" after {job.seconds:.1f} s"
+            value = f", {self.metric} {job.value:.4f}" if ended and job.value is not None else ""
+            self.say(f"job {job.number} {job.status}{ended}{value}  {job.label}" + (job.reason and f": {job.reason}"))
+
+    def watching(self, trials: Trials) -> AbstractContextManager[object]:
+        """Keeps the table up to date while the jobs run; it stays as it is at the end."""
+        live = Live(console=self.console, get_renderable=lambda: self._table(trials))
+        return live if self.console.is_terminal else nullcontext()
+
+    def _table(self, trials: Trials) -> Any:
+        jobs = list(trials.jobs.values())
+        to_come = (trials.n_trials or 0) - len(trials.study.get_trials(deepcopy=False))
+        counts = Counter(job.status for job in jobs) + Counter(queued=to_come)
+        ranked = sorted(jobs, key=lambda j: (ORDER.index(j.status), j.number if j.status == "queued" else -j.number))
+        shown = sorted(ranked[: max(4, self.console.height - 8)], key=lambda job: job.number)
+        caption = ", ".join(f"{number} {status}" for status, number in counts.items())
+        frame = pd.DataFrame([[getattr(job, name) for name in SHOWN] for job in shown], columns=SHOWN, dtype=object)
+        return rich_table(frame.map(_cell), str(trials.folder), caption)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,213 @@
+"""The run folder: its name, its files written whole, its readers, and what its config may build."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from src.runs.build import CONF, check_config, mode_of, register_resolvers, trusted_packages
+from src.runs.folder import RunError, find_run, new_run, read_yaml, starts_again, whole, write_whole
+from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
+from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new/file.txt"
+
+    def write(second: str) -> None:
+        with whole(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "first"
+            partial.write_text(second)
+
+    write_whole(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write("\ud800")
+    assert (os.listdir(path.parent), path.read_text()) == (["file.txt"], "first")
+    write("second")
+    assert (os.listdir(path.parent), path.read_text()) == (["file.txt"], "second")
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, "slurm_7.2"),
+        ({}, "20*"),
+        ({"SLURM_JOB_ID": "7"}, "20*"),  # a job script without srun: one process
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "interactive"}, "20*"),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, "20*"),
+    ],
+)
+def test_processes_started_together_share_a_folder_where_the_config_has_runs(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["task_name=mine", "paths.root_dir=/elsewhere"], return_hydra_config=True)
+    folder = Path(cfg.hydra.run.dir)
+    assert folder.match(name)
+    assert folder.parent == Path("/elsewhere/logs/mine/runs")
+    assert cfg.hydra.run.dir == str(folder), "the name stays what it was"
+
+
+def test_processes_without_a_common_store_must_be_given_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"RUN_ID": "x", "USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{key}", value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"hydra\.run\.dir="):
+        new_run("logs")
+
+
+def test_a_job_that_was_requeued_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not starts_again()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not starts_again()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert starts_again()
+
+
+def test_the_latest_run_is_looked_for_where_it_is_told(run: Path, tmp_path: Path) -> None:
+    assert find_run("latest", tmp_path) == run
+    with pytest.raises(RunError, match="no run with a checkpoint"):
+        find_run("latest", tmp_path / "empty")
+    assert open_run("latest", logs=tmp_path).folder == run
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("val/loss", "min"), ("val/aux1_loss", "min"), ("test/ece", "min"), ("parameters", "min"), ("seconds", "min"),
+     ("val/acc", "max"), ("train/score", "max"), ("train/images_per_s", "max"), ("val/acc_top5", "max")],
+)  # fmt: skip
+def test_the_direction_follows_from_the_metric(metric: str, mode: str) -> None:
+    assert mode_of(metric) == mode
+
+
+def test_metrics_have_a_row_an_epoch_whatever_the_lines_of_the_file(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path).empty
+    path = tmp_path / "csv/metrics.csv"
+    write_whole(path, "epoch,lr-SGD,step,train/score,val/loss,test/acc\n,0.1,9,,,\n0,,9,,2.5,\n0,,9,0.5,,\n1,,19,0.6,")
+    expected = pd.DataFrame(
+        {"lr-SGD": [0.1], "train/score": [0.5], "val/loss": [2.5]}, index=pd.Index([0], name="epoch")
+    )
+    pd.testing.assert_frame_equal(read_metrics(tmp_path), expected)
+    write_whole(path, "step,lr-SGD\n9,0.1\n")
+    assert read_metrics(tmp_path).empty
+    write_whole(path, 'epoch,step\n0,"1\n2,3,4,5\n')
+    with pytest.raises(RunError, match=r"metrics\.csv is no table of metrics"):
+        read_metrics(tmp_path)
+
+
+def test_numbers_are_those_of_a_run_that_ended_and_of_the_checkpoint_it_keeps(tmp_path: Path) -> None:
+    assert read_numbers(tmp_path) is None
+    record = {"status": "done", "metrics": {"val/acc": 0.7, "test/acc": 0.6}, "epochs": 3, "seconds": 1.5}
+    record["best"] = {"metric": "val/acc", "value": 0.8}
+    write_whole(tmp_path / "results.json", json.dumps(record))
+    assert read_numbers(tmp_path) == {"val/acc": 0.8, "test/acc": 0.6, "epochs": 3, "seconds": 1.5}
+    for text, complaint in (("{", "is no JSON file"), ("[1]", "is no record of a run"), ('{"a": 1}', "has no metrics")):
+        write_whole(tmp_path / "results.json", text)
+        with pytest.raises(RunError, match=complaint):
+            read_results(tmp_path)
+
+
+def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    write_whole(tmp_path / "csv/metrics.csv", "epoch,step,val/acc\n0,9,0.5\n1,19,0.6\n")
+    logger = CSVLogger(tmp_path, name=None, version="csv")
+    restore_csv([logger], tmp_path, steps=10)
+    logger.log_metrics({"val/acc": 0.7}, step=19)
+    logger.save()
+    assert read_metrics(tmp_path)["val/acc"].tolist() == [0.5]
+
+
+def test_interpolations_in_a_run_folder_stay_text(tmp_path: Path) -> None:
+    write_whole(tmp_path / ".hydra/overrides.yaml", "- a=${oc.env:HOME}\n- 'b=${data.num_classes}'\n")
+    assert _overrides(tmp_path) == ["a=${oc.env:HOME}", "b=${data.num_classes}"]
+    write_whole(tmp_path / "broken.yaml", "a: [1\n")
+    with pytest.raises(RunError, match=r"broken\.yaml is no YAML"):
+        read_yaml(tmp_path / "broken.yaml")
+
+
+REFUSED = {
+    "'os.system' under 'data'": {"data": {"_target_": "os.system"}},
+    "'subprocess.Popen' under 'callbacks.x'": {"callbacks": {"x": {"_target_": "subprocess.Popen"}}},
+    "'torch.hub.load' under 'model.network'": {"model": {"network": {"_target_": "torch.hub.load"}}},
+    "'src.data.files.ensure_files' under 'data.limit'": {
+        "data": {"limit": {"_target_": "src.data.files.ensure_files"}}
+    },
+    "'torch.nn.Linear' under 'optimizer'; that is refused, for it is no torch.optim.Optimizer": {
+        "optimizer": {"_target_": "torch.nn.Linear"}
+    },
+    "'torch.nn.Linear' under 'anything'; that is refused, for nothing is built there": {
+        "anything": [{"_target_": "torch.nn.Linear"}]
+    },
+    "'mylab.Net' under 'model.network'; that is refused, for mylab is not among": {
+        "model": {"network": {"_target_": "mylab.Net"}}
+    },
+    "'src.networks.vgg.VGGG' under 'model.network'; that is refused, for there is no such class": {
+        "model": {"network": {"_target_": "src.networks.vgg.VGGG"}}
+    },
+    "{'a': 1} under 'data'": {"data": {"_target_": {"a": 1}}},
+    "an interpolation under 'tags'": {"tags": ["${oc.env:HOME}"]},
+    "an interpolation under 'model.loss'": {"model": {"loss": "${oc.create:{_target_:torch.load}}"}},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_saved_config_builds_nothing_that_its_place_is_not_there_for(message: str) -> None:
+    with pytest.raises(RunError) as error:
+        check_config(REFUSED[message])
+    assert message in str(error.value)
+
+
+def test_a_package_of_ones_own_is_trusted_once_it_is_named_and_parts_of_src_are_always() -> None:
+    network = {"model": {"network": {"_target_": "tests.test_finetune.Small"}}}
+    with pytest.raises(RunError, match="tests is not among the packages trusted"):
+        check_config(network)
+    check_config(network, ["tests"])
+    check_config({"model": {"_target_": "src.modules.googlenet.GoogLeNetClassifier"}})
+    assert trusted_packages(["tests"]) - trusted_packages() == {"tests"}
+
+
+def test_a_sent_run_that_asks_for_more_is_refused(run: Path) -> None:
+    for path in run.glob("checkpoints/*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["config"]["model"]["loss"] = {"_target_": "os.mkdir", "path": str(run / "hacked")}
+        torch.save(checkpoint, path)
+    with pytest.raises(RunError, match=r"'os\.mkdir' under 'model\.loss'"):
+        _ = open_run(run).model
+    assert not (run / "hacked").exists()
+
+
+def test_a_run_that_was_moved_leads_its_paths_to_where_it_is(run: Path) -> None:
+    config = resumed_config(str(run))
+    assert config["resume"] == config["paths"]["output_dir"] == str(run)
+    assert config["callbacks"]["model_checkpoint"]["dirpath"] == f"{run}/checkpoints"
+    checkpoint = load_checkpoint(run / "checkpoints/last.ckpt")
+    beside = checkpoint["config"]["paths"]["output_dir"] + "2/images"
+    checkpoint["config"] = {**checkpoint["config"], "data": {"root": beside}}
+    assert saved_config(run, checkpoint)["data"]["root"] == beside
+
+
+def test_what_holds_no_checkpoint_of_a_run_is_refused(run: Path, tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
+    (tmp_path / "half.ckpt").write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:1000])
+    for name, complaint in (("other.ckpt", "is no checkpoint of a run"), ("half.ckpt", r"truncated.*other\.ckpt")):
+        with pytest.raises(RunError, match=complaint):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(RunError, match="there is no checkpoint"):
+        open_run(tmp_path / "nowhere.ckpt")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint"):
+        _ = open_run(run).checkpoint
+    with pytest.raises(RunError, match="to resume from"):
+        resumed_config(str(run))
