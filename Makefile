@@ -9,7 +9,7 @@ train: $(VENV)/ready
 	$(RUN) -m src.train $(ARGS)
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(VENV)/ready test-hydra14
 	$(RUN) -m pytest $(ARGS)

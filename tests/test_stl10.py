@@ -91,14 +91,14 @@ def test_the_files_of_names_and_folds_may_be_missing_unless_a_fold_is_asked_for(
     for path in folder.glob("*.txt"):
         path.unlink()
     assert ready(folder).classes == stl10.CLASSES
-    with pytest.raises(FileNotFoundError, match=r"fold_indices\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"missing: fold_indices\.txt"):
         ready(folder, fold=1)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("train_X.bin", lambda old: old[:-1]),
+        ("train_X.bin", lambda old: old + b"\x00"),
         ("test_X.bin", lambda old: old[: -stl10.IMAGE_BYTES]),
         ("train_y.bin", lambda old: old[:-3]),
         ("test_y.bin", lambda old: b"\x00" + old[1:]),
