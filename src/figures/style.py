@@ -9,9 +9,9 @@ from unittest.mock import patch
 
 import matplotlib.figure
 import matplotlib.image
-import matplotlib.style
 import numpy as np
 from matplotlib import rc_context, rc_params_from_file
+from matplotlib.style import library
 from numpy.typing import NDArray
 
 # Okabe and Ito (2008): colour-blind eyes tell them apart. Blue is training or right, vermilion validation or wrong.
@@ -27,7 +27,7 @@ def house_style() -> Iterator[None]:
 
     So do Optuna's plots, which ask for the style "ggplot" by its name: it is the house style until the end.
     """
-    with rc_context(STYLE), patch.dict(matplotlib.style.library, ggplot=STYLE):
+    with rc_context(STYLE), patch.dict(library, ggplot=STYLE):
         yield
 
 
