@@ -45,15 +45,16 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     seed_everything(cfg.seed, workers=True, verbose=False)
 
     output = Path(cfg.paths.output_dir)
-    datamodule = build(cfg.data)
-    model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
     record = RunRecord(output / "checkpoints", cfg.seed)
     logger = build_each(cfg.logger)
     callbacks = [record, *build_each(cfg.callbacks)]
     trainer = build(cfg.trainer, callbacks=callbacks, logger=logger, plugins=[AtomicCheckpointIO()])
+    datamodule = build(cfg.data)
     datamodule.trainer = trainer
     datamodule.prepare_data()
     datamodule.setup("fit")
+    cfg.data.num_classes = datamodule.num_classes  # which a data set may have counted
+    model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
     model.example_input_array = torch.zeros(1, 3, datamodule.image_size, datamodule.image_size)
     config = OmegaConf.to_container(cfg, resolve=True)

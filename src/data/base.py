@@ -108,9 +108,11 @@ class ImageDataModule(LightningDataModule):
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, were it by a kill
             self.fetch()
 
-    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Before `setup`: use the mean and deviation of other images, such as those that weights were trained on."""
-        self._mean, self._std = mean, std
+    def normalise_by(self, mean: str | Sequence[float] | None, std: str | Sequence[float] | None) -> None:
+        """From `setup` on: use this mean and deviation, such as those of the images that weights were trained on."""
+        self.mean = _statistic("mean", mean, self.own_mean)
+        self.std = _statistic("std", std, self.own_std)
+        self.preprocess = Preprocess(self.image_size, self.mean, self.std, self.resize)
 
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage needs, once: the training images for "fit" and "validate", `eval_split` for "test"."""
@@ -134,9 +136,7 @@ class ImageDataModule(LightningDataModule):
         if measures:
             self.own_mean, self.own_std = statistics(self._sets["train"])
         if not hasattr(self, "preprocess"):
-            self.mean = _statistic("mean", self._mean, self.own_mean)
-            self.std = _statistic("std", self._std, self.own_std)
-            self.preprocess = Preprocess(self.image_size, self.mean, self.std, self.resize)
+            self.normalise_by(self._mean, self._std)
 
     def size(self, split: str) -> int:
         """Number of images in "train", "val" or "test", once they are set up; 0 without validation."""
