@@ -35,6 +35,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from src.callbacks.checkpoint import AtomicCheckpointIO, RunRecord
+    from src.modules.losses import class_weights
 
     cli.quieten()
     register_resolvers()
@@ -54,6 +55,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes  # which a data set may have counted
+    if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
+        cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
     model.example_input_array = torch.zeros(1, 3, datamodule.image_size, datamodule.image_size)

@@ -79,11 +79,13 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained_run, tmp_path / "copied"))
 
 
-def run_command(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs `python ARGUMENTS` as a user would, from the project's folder or from `cwd`."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+def run_command(
+    *arguments: str, cwd: Path = ROOT, project: Path = ROOT, timeout: float = 300, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS` as a user would, by default from the project's folder."""
+    options["env"] = {**os.environ, "PYTHONPATH": f"{project}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd or ROOT, env=environment, timeout=timeout
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, **options
     )
 
 

@@ -55,7 +55,8 @@ def test_metrics_are_those_of_scikit_learn_on_a_plain_loop(plain) -> None:
     np.testing.assert_allclose(frame[names].T, by_class, atol=1e-6)
     np.testing.assert_array_equal(frame["accuracy"], frame["recall"])
     expected = {name: values.mean() for name, values in zip(names[:3], by_class, strict=False)}
-    expected |= {"loss": sk.log_loss(plain.labels, plain.rows), "acc": sk.accuracy_score(plain.labels, plain.guess)}
+    nll = sk.log_loss(plain.labels, plain.rows)
+    expected |= {"loss": nll, "nll": nll, "acc": sk.accuracy_score(plain.labels, plain.guess)}
     expected |= {"acc_top5": sk.top_k_accuracy_score(plain.labels, plain.rows, k=5)}
     assert {name: plain.metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert {"cfg", "datamodule", "model", "trainer"} <= set(plain.objects)
@@ -136,7 +137,7 @@ def test_test_time_augmentation_reports_both_numbers(run: Path, plain) -> None:
     mean = (plain.rows + plain.mirrored) / 2
     assert {name: metrics[name] for name in ("test/acc", "test/loss", "test/ece")}.items() <= plain.metrics.items()
     assert metrics["test/acc_tta"] == pytest.approx(sk.accuracy_score(plain.labels, mean.argmax(1)), abs=1e-6)
-    assert metrics["test/loss_tta"] == pytest.approx(sk.log_loss(plain.labels, mean), abs=1e-5)
+    assert metrics["test/nll_tta"] == pytest.approx(sk.log_loss(plain.labels, mean), abs=1e-5)
     np.testing.assert_allclose(objects["predictions"]["p_3"], mean[:, 3], atol=1e-5)
     assert (run / "predictions_flip.csv").is_file()
 

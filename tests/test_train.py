@@ -125,7 +125,7 @@ SETS = sorted(path.stem for path in (CONF / "callbacks").glob("*.yaml") if "- de
 
 @pytest.mark.parametrize("name", ["default", *SETS])
 def test_training_tests_what_evaluation_finds_in_its_checkpoint(name: str, config, tmp_path: Path) -> None:
-    options = [f"callbacks={name}", "trainer.max_epochs=4", "model.loss.label_smoothing=0.2", "optimizer.lr=0.02"]
+    options = [f"callbacks={name}", "trainer.max_epochs=4", "loss.label_smoothing=0.2", "optimizer.lr=0.02"]
     metrics, _, folder = train_here(config(*QUICK, *SILENT, *options))
     evaluated, _ = evaluate(config(f"run={folder}", name="eval"))
     for metric in ("test/loss", "test/acc", "test/acc_top5"):

@@ -37,7 +37,7 @@ def views(images: Tensor, tta: str) -> Iterator[Tensor]:
 def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[dict[str, float], pd.DataFrame]:
     """Metrics of predictions, and a data frame with one row a class.
 
-    The metrics: loss (negative log-likelihood in nats), acc, acc_top5, the means over the classes that have images of
+    The metrics: nll (negative log-likelihood in nats), acc, acc_top5, the means over the classes that have images of
     precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017, equation 3).
     """
     k = len(classes)
@@ -48,7 +48,7 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
         frame[name] = function(probabilities, labels, k, average="none").numpy()
         frame.loc[frame["images"] == 0, name] = np.nan
     metrics = {
-        "loss": nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels),
+        "nll": nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels),
         "acc": tm.multiclass_accuracy(probabilities, labels, k, average="micro"),
         "acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
         **frame[["precision", "recall", "f1"]].mean(),

@@ -7,6 +7,9 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
+
+from src.modules.losses import counted
 
 CHECK_EVERY = 20  # steps between two looks for a loss that is not finite; each waits for the device
 
@@ -20,7 +23,7 @@ class Step(NamedTuple):
         loss: mean over the items, to minimise; it is logged as "loss".
         items: how many the batch has.
         sums: of anything else to log, over the items.
-        output: what `test_step` hands to callbacks.
+        output: what the metrics compare with the labels, and what `test_step` hands to callbacks.
     """
 
     loss: Tensor
@@ -38,6 +41,7 @@ class Task(LightningModule):
         network: the network, or an `nn.Module` of several.
         optimizer: called with the parameters, e.g. a partial of `torch.optim.SGD`; or one for each part of the
             network, by the part's name: then `step` is not optimised automatically, but by the subclass.
+        metrics: of torchmetrics by name, measured over each validation and test from the outputs of its steps.
         scheduler: `factory` (called with the optimizer, and with `total_steps` if `needs_total_steps`) plus
             Lightning's `interval`, `frequency` and `monitor`; None for a constant rate.
         decay_norms_and_biases: False takes parameters of one dimension out of the weight decay.
@@ -50,6 +54,7 @@ class Task(LightningModule):
         network: nn.Module,
         optimizer: Factory | Mapping[str, Factory],
         scheduler: dict[str, Any] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         decay_norms_and_biases: bool = True,
         channels_last: bool = True,
         compile: bool = False,
@@ -64,6 +69,8 @@ class Task(LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.rate_factors: dict[nn.Parameter, float] = {}  # of the learning rate; may be set until `fit` begins
         self.sums = {"train": Sums(), "val": Sums(), "test": Sums()}
+        chosen = MetricCollection({name: metric for name, metric in (metrics or {}).items() if metric is not None})
+        self.metrics = nn.ModuleDict({stage: chosen.clone() for stage in ("val", "test") if chosen})
 
     def forward(self, images: Tensor) -> Any:
         """Whatever the network makes of images (B, C, H, W)."""
@@ -87,6 +94,9 @@ class Task(LightningModule):
     def _step(self, batch: Any, stage: str) -> Step:
         step = self.step(batch, stage)
         self.sums[stage].add(step.items, {"loss": step.loss.detach() * step.items, **step.sums})
+        if stage in self.metrics:
+            rows = counted(batch[1])
+            self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())
         return step
 
     def _check_loss(self) -> None:
@@ -117,8 +127,26 @@ class Task(LightningModule):
 
     def _log_means(self, stage: str) -> None:
         means = self.sums[stage].means(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
         self.sums[stage] = Sums()
+        if stage in self.metrics:
+            measured = self._measured(stage)
+            if taken := means.keys() & measured.keys():
+                raise ValueError(f"metrics.{taken.pop()}: the module logs something of that name; choose another.")
+            means |= measured
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
+
+    def _measured(self, stage: str) -> dict[str, Tensor]:
+        """The metrics, a value of several numbers under the names of the classes."""
+        values = self.metrics[stage].compute()  # type: ignore[operator]
+        self.metrics[stage].reset()  # type: ignore[operator]
+        measured = {}
+        for name, value in values.items():
+            if value.ndim:
+                names = self.trainer.datamodule.classes  # type: ignore[attr-defined]
+                measured |= {f"{name}_{label}": part for label, part in zip(names, value, strict=True)}
+            else:
+                measured[name] = value
+        return measured
 
     def configure_optimizers(self) -> Any:
         parts = self.optimizer if isinstance(self.optimizer, Mapping) else {"": self.optimizer}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.modules.base import Step, Task
-from src.modules.losses import IGNORE, CrossEntropy
+from src.modules.losses import CrossEntropy, counted
 
 
 class Objective(NamedTuple):
@@ -46,6 +46,17 @@ class ImageClassifier(Task):
         """Mean loss of logits (B, K). Override it for a new one: training and evaluation use it."""
         return self.loss_function(logits, labels)
 
+    def on_fit_start(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "multilabel", False):
+            raise ValueError(f"{type(data).__name__} has several labels an image: choose module@model=multilabel.")
+        if (classes := getattr(data, "num_classes", None)) is not None:
+            labels = torch.zeros(2, dtype=torch.int64, device=self.device)
+            value = self.loss(torch.zeros(2, classes, device=self.device), labels)
+            if not isinstance(value, Tensor) or value.ndim:
+                got = f"a tensor {(*value.shape,)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the loss must return its mean over the images, one number; it returned {got}.")
+
     def objective(self, output: Any, labels: Tensor) -> Objective:
         """What to minimise, of whatever the network returns in training."""
         return Objective(self.loss(output, labels), output, {})
@@ -56,7 +67,7 @@ class ImageClassifier(Task):
         if stage == "train":
             loss, logits, sums = self.objective(output, labels)
             return Step(loss, len(images), {"acc": count_hits(logits, labels), **sums})
-        count = (labels != IGNORE).sum()
+        count = counted(labels).sum()
         # One process's last batch can be padding alone: its mean loss is not a number and weighs nothing.
         loss = torch.where(count > 0, self.loss(output, labels), 0.0)
         top5 = output.topk(min(5, output.shape[1]), dim=1).indices == labels[:, None]

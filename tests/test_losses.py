@@ -1,0 +1,123 @@
+"""Losses against torch, torchvision and hand-worked numbers; metrics against scikit-learn; both in whole runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score
+from torchvision.ops import sigmoid_focal_loss
+
+from src.modules.losses import BinaryCrossEntropy, CrossEntropy, Focal, class_weights
+from src.runs.record import read_metrics, read_results
+from src.runs.run import open_run
+from tests.conftest import QUICK, SILENT, train_here
+
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
+WEIGHT = [1.0, 50.0, 5.0]
+
+
+def test_the_weighted_cross_entropy_is_the_mean_over_images_whatever_batch_they_are_in() -> None:
+    loss = CrossEntropy(weight=WEIGHT)
+    each = torch.tensor(WEIGHT)[LABELS] * F.cross_entropy(LOGITS, LABELS, reduction="none")
+    torch.testing.assert_close(loss(LOGITS, LABELS), each.mean())
+    halves = (loss(LOGITS[:2], LABELS[:2]) * 2 + loss(LOGITS[2:], LABELS[2:]) * 4) / 6
+    torch.testing.assert_close(halves, each.mean())
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(weight=WEIGHT), Focal(weight=WEIGHT), BinaryCrossEntropy(), Focal()])
+def test_padding_counts_nowhere_and_one_hot_labels_are_the_labels(loss: CrossEntropy) -> None:
+    loss.eval()
+    expected = loss(LOGITS, LABELS)
+    padded = loss(torch.cat([LOGITS, LOGITS[:2]]), torch.cat([LABELS, torch.tensor([-1, -1])]))
+    torch.testing.assert_close(padded, expected)
+    torch.testing.assert_close(loss(LOGITS, F.one_hot(LABELS, 3).float()), expected)
+
+
+def test_focal_loss_is_torchvisions_for_two_classes_and_cross_entropy_at_gamma_zero() -> None:
+    scores, labels = LOGITS[:, 0], LABELS.clamp(max=1)
+    two = torch.stack([torch.zeros(6), scores], dim=1)
+    expected = sigmoid_focal_loss(scores, labels.float(), alpha=-1, gamma=1.5, reduction="mean")
+    torch.testing.assert_close(Focal(gamma=1.5)(two, labels), expected)
+    smooth = Focal(gamma=0.0, label_smoothing=0.1)
+    torch.testing.assert_close(smooth(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1))
+    torch.testing.assert_close(smooth.eval()(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS))
+
+
+def test_binary_cross_entropy_takes_several_labels_or_one() -> None:
+    several = torch.tensor([[1.0, 0, 1]] * 6)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, several)
+    torch.testing.assert_close(BinaryCrossEntropy()(LOGITS, several), expected)
+    padded = BinaryCrossEntropy()(torch.cat([LOGITS, LOGITS]), torch.cat([several, -torch.ones(6, 3)]))
+    torch.testing.assert_close(padded, expected)
+    one = F.binary_cross_entropy_with_logits(LOGITS, F.one_hot(LABELS, 3).float())
+    torch.testing.assert_close(BinaryCrossEntropy()(LOGITS, LABELS), one)
+
+
+def test_class_weights_have_a_mean_of_one_over_the_training_images() -> None:
+    counts = torch.tensor([2, 6])
+    assert class_weights("balanced", counts) == pytest.approx([2, 2 / 3])
+    assert class_weights([1, 3], counts) == pytest.approx([0.4, 1.2])  # 8 / (2 + 18)
+    assert class_weights(class_weights([1, 3], counts), counts) == pytest.approx([0.4, 1.2])
+
+
+@pytest.mark.parametrize("weight", ["even", [1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_make_no_sense_are_refused(weight) -> None:
+    with pytest.raises(ValueError, match="choose balanced or 2 numbers"):
+        class_weights(weight, torch.tensor([2, 6]))
+
+
+def test_a_class_without_images_cannot_be_balanced() -> None:
+    with pytest.raises(ValueError, match=r"no training image of the classes \[1\]"):
+        class_weights("balanced", torch.tensor([2, 0]))
+
+
+def test_a_weighted_loss_trains_evaluates_and_reopens(config) -> None:
+    cfg = config(*QUICK, *SILENT, "loss.weight=[1,2,3,4,5,6,7,8,9,10]", "trainer.max_epochs=1")
+    metrics, objects, folder = train_here(cfg)
+    run = open_run(folder)
+    assert run.config.loss.weight[9] == pytest.approx(10 * run.config.loss.weight[0])
+    assert run.config.loss.weight == run.config.model.loss.weight
+    data = objects["datamodule"]
+    images, labels = data.examples("test", data.size("test"))
+    with torch.no_grad():
+        each = F.cross_entropy(run.network(data.preprocess(images)), labels, reduction="none")
+    expected = (each * torch.tensor(list(run.config.loss.weight))[labels]).mean()
+    assert metrics["test/loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_metric_of_the_config_is_measured_logged_recorded_and_names_the_best_checkpoint(config) -> None:
+    cfg = config(*QUICK, *SILENT, "metrics=macro", "optimized_metric=val/f1", "optimizer.lr=0.05")
+    metrics, objects, folder = train_here(cfg)
+    run, data = open_run(folder), objects["datamodule"]
+    images, labels = data.examples("test", data.size("test"))
+    with torch.no_grad():
+        guess = run.network(data.preprocess(images)).argmax(dim=1)
+    assert metrics["test/f1"] == pytest.approx(f1_score(labels, guess, average="macro"), abs=1e-6)
+    assert {"val/f1", "val/auroc"} <= set(read_metrics(folder))
+    best = read_results(folder)["best"]
+    assert (best["metric"], best["mode"]) == ("val/f1", "max")
+    assert best["value"] == pytest.approx(read_metrics(folder)["val/f1"].max())
+    assert not [name for name in run.checkpoint["state_dict"] if "metrics" in name]
+
+
+def test_a_metric_of_several_numbers_is_logged_by_class(config) -> None:
+    extra = ["metrics=macro", "metrics.f1.average=none", "metrics.auroc=null", "trainer.max_epochs=1"]
+    metrics, _, _ = train_here(config(*QUICK, *SILENT, *extra))
+    assert {f"val/f1_{digit}" for digit in range(10)} <= set(metrics)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["+metrics.acc._target_=torchmetrics.MeanMetric"], "metrics.acc: the module logs something of that name"),
+        (
+            ["loss=focal", "loss._target_=torch.nn.CrossEntropyLoss", "~loss.gamma", "+loss.reduction=none"],
+            "one number",
+        ),
+    ],
+)
+def test_mistakes_in_losses_and_metrics_get_one_message(config, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_here(config(*QUICK, *SILENT, *options))
