@@ -86,7 +86,7 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     kept, trainer = run.checkpoint["preprocess"], plain["trainer"]
     data: Any = plain.get("data") or OmegaConf.to_container(run.config.data)
     another = data["mean"] is None  # the run's own section has the mean that was measured
-    data = {**data, **kept, "augment": None} if another else data
+    data = {**data, **kept, "channels": len(kept["mean"]), "augment": None} if another else data
     if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
     if trainer["precision"] in (None, "fastest"):

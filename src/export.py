@@ -3,9 +3,9 @@
     python -m src.export run=latest format=onnx
     python -m src.export run=logs/train/runs/RUN format=torch path=model.pt2
 
-The file takes `images`, uint8 RGB (B, 3, S, S) for any B, and gives `probabilities`, float (B, K); centre crop and
-normalisation are inside, class names and S in its metadata. Resizing to S px is part of decoding, as in training:
-no two runtimes' resizing rounds alike.
+The file takes `images`, uint8 RGB (B, 3, S, S) for any B, or grey (B, 1, S, S) where the run has one channel, and
+gives `probabilities`, float (B, K); centre crop and normalisation are inside, class names and S in its metadata.
+Resizing to S px is part of decoding, as in training: no two runtimes' resizing rounds alike.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Returns:
         The numbers `bytes`, `max_error` (of the logits, up to the constant that softmax drops), `eager_ms` and
-        `exported_ms` (median, one image); and the objects: cfg, run, path, side (S).
+        `exported_ms` (median, one image); and the objects: cfg, run, path, shape (C, S, S).
 
     Raises:
         ValueError, RunError, OSError: the config asks for something that cannot be done.
@@ -58,13 +58,13 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {TOLERANCE}).")
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
         metrics |= {"eager_ms": _latency(network, example), "exported_ms": _latency(exported, example)}
-    return metrics, {"cfg": cfg, "run": run, "path": path, "side": example.shape[-1]}
+    return metrics, {"cfg": cfg, "run": run, "path": path, "shape": (*example.shape[1:],)}
 
 
 def _deployed(run: Run) -> tuple[nn.Module, Tensor]:
     """The network with its preprocessing before and softmax behind it, on the CPU.
 
-    And images to try it with: noise, among it a black and a white one, uint8 (5, 3, S, S). More than one, since a batch
+    And images to try it with: noise, among it a black and a white one, uint8 (5, C, S, S). More than one, since a batch
     of one would fix the size to one.
     """
     import torch
@@ -73,7 +73,8 @@ def _deployed(run: Run) -> tuple[nn.Module, Tensor]:
 
     preprocess = Preprocess(**run.checkpoint["preprocess"])
     network = run.network.to(memory_format=torch.contiguous_format)
-    shape, generator = (5, 3, preprocess.shorter, preprocess.shorter), torch.Generator().manual_seed(0)
+    shape = (5, preprocess.channels, preprocess.shorter, preprocess.shorter)
+    generator = torch.Generator().manual_seed(0)
     example = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     example[1], example[-1] = 0, 255
     deployed = torch.nn.Sequential(preprocess, network, torch.nn.Softmax(dim=1))
@@ -134,9 +135,10 @@ def _latency(function: Function, images: Tensor) -> float:
 
 def main(cfg: DictConfig) -> None:
     metrics, objects = export(cfg)
-    side, checkpoint = objects["side"], objects["run"].checkpoint_path.stat().st_size
+    shape, checkpoint = objects["shape"], objects["run"].checkpoint_path.stat().st_size
+    layout = f"{'RGB' if shape[0] == 3 else 'grey'} (B, {', '.join(map(str, shape))})"
     print(f"{objects['path']}: {metrics['bytes'] / 2**20:.2f} MiB (the checkpoint: {checkpoint / 2**20:.2f} MiB)")
-    print(f"takes uint8 RGB (B, 3, {side}, {side}), gives probabilities (B, {len(objects['run'].classes)})")
+    print(f"takes uint8 {layout}, gives probabilities (B, {len(objects['run'].classes)})")
     print(f"largest difference of a logit from the checkpoint's: {metrics['max_error']:.1e}")
     print(f"one image on the CPU: {metrics['exported_ms']:.2f} ms, eager {metrics['eager_ms']:.2f} ms")
 

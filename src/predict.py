@@ -75,7 +75,7 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
     with ThreadPoolExecutor() as pool, torch.inference_mode():  # Pillow decodes without the interpreter's lock
         for first in range(0, len(files), batch_size):
             batch = files[first : first + batch_size]
-            read = pool.map(lambda file: _read(file, preprocess.shorter), batch)
+            read = pool.map(lambda file: _read(file, preprocess.shorter, preprocess.channels), batch)
             found = dict(zip(map(str, batch), read, strict=True))
             images = {file: torch.tensor(image) for file, image in found.items() if not isinstance(image, str)}
             unreadable += [{"file": file, "reason": found[file]} for file in found if file not in images]
@@ -89,12 +89,12 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
     return predictions, unreadable
 
 
-def _read(file: Path, side: int) -> Any:
-    """The image as uint8 (3, side, side), as a folder of training images is read, or why it cannot be read."""
+def _read(file: Path, side: int, channels: int = 3) -> Any:
+    """The image as uint8 (channels, side, side), as a folder of training images is read, or why it cannot be read."""
     from src.data.folder import decode
 
     try:
-        return decode(file, side)
+        return decode(file, side, channels)
     except Exception as error:  # a broken file can raise nearly anything in one of Pillow's many readers
         return str(error).replace(repr(str(file)), "").strip() or type(error).__name__
 

@@ -198,7 +198,7 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
             cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
             try:
                 with torch.device("meta"):  # shapes without memory or work
-                    costs[name] = describe(build(cfg.model.network), cfg.data.image_size)
+                    costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)
             except cli.USER_ERRORS as error:
                 failed[name] = str(cli.user_error(error)).splitlines()[0]
     return pd.DataFrame(list(costs.values()), index=pd.Index(costs, name="network")), failed

@@ -59,7 +59,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
-    model.example_input_array = torch.zeros(1, 3, datamodule.image_size, datamodule.image_size)
+    model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
     config = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:

@@ -24,9 +24,9 @@ class TensorBoardPictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step > 0 or batch_idx > 0 or (writer := _writer(trainer)) is None:
             return
-        shown = batch[0][: self.images].detach().float().cpu()  # (N, 3, S, S), normalised
+        shown = batch[0][: self.images].detach().float().cpu()  # (N, C, S, S), normalised
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (data.mean, data.std))
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
         writer.add_images("train/augmented", (shown * std + mean).clamp(0, 1), global_step=0)
         network: Any = getattr(pl_module, "network", pl_module)
         with looking_at(pl_module), warnings.catch_warnings():

@@ -121,8 +121,8 @@ class RandomResizedCrop(Transform):
         left = (draw.uniform() * (width - box_width + 1)).floor()
         rows = self._weights(top, box_height, height).unsqueeze(1)  # (B, 1, size, H)
         columns = self._weights(left, box_width, width).transpose(1, 2)  # (B, W, size)
-        narrow = images.float().flatten(1, 2) @ columns  # (B, 3 H, size): one product for the three channels
-        out = rows @ narrow.unflatten(1, images.shape[1:3])  # (B, 3, size, size)
+        narrow = images.float().flatten(1, 2) @ columns  # (B, C H, size): one product for all channels
+        out = rows @ narrow.unflatten(1, images.shape[1:3])  # (B, C, size, size)
         return out if images.is_floating_point() else out.round_().clamp_(0, 255).to(images.dtype), labels
 
     def boxes(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -167,22 +167,34 @@ class _Mix(Transform):
 
     The partner is half a batch away, which is as random as the shuffled batch itself and stays on the same rank: at
     an even batch size two processes mix what one would. Labels become float (B, K).
+
+    Args:
+        alpha: of the weight, Beta(alpha, alpha).
+        p: chance of an image to be mixed at all.
+        until: the first epoch, counted from 0, that mixes nothing any more; None mixes to the end.
     """
 
     after_normalize = True
 
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, p: float = 1.0, until: int | None = None) -> None:
         super().__init__()
         if alpha <= 0:
             raise ValueError(f"{type(self).__name__}: alpha={alpha} must be above 0.")
-        self.alpha = alpha
+        if not 0 <= p <= 1:
+            raise ValueError(f"{type(self).__name__}: p={p} is a chance, from 0 to 1.")
+        self.alpha, self.p, self.until = alpha, p, until
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        if self.until is not None and draw.epoch >= self.until:
+            return images, labels
         if not labels.is_floating_point():
             labels = F.one_hot(labels, draw.num_classes).float()
         half = len(images) // 2
-        images, weight = self.mix(images, images.roll(half, 0), draw)
-        return images, torch.lerp(labels.roll(half, 0), labels, weight.view(-1, 1))
+        mixed, weight = self.mix(images, images.roll(half, 0), draw)
+        if self.p < 1:
+            left = draw.uniform() >= self.p
+            mixed, weight = torch.where(left.view(-1, 1, 1, 1), images, mixed), weight.masked_fill(left, 1)
+        return mixed, torch.lerp(labels.roll(half, 0), labels, weight.view(-1, 1))
 
     def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
         """The mixed images, and the weight (B,) of each own label."""
@@ -192,8 +204,8 @@ class _Mix(Transform):
 class MixUp(_Mix):
     """Blend each image with another (Zhang et al. 2018, equation 1), by a weight of its own: Beta(alpha, alpha)."""
 
-    def __init__(self, alpha: float = 0.2) -> None:
-        super().__init__(alpha)
+    def __init__(self, alpha: float = 0.2, p: float = 1.0, until: int | None = None) -> None:
+        super().__init__(alpha, p, until)
 
     def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
         weight = draw.beta(self.alpha)
@@ -216,6 +228,30 @@ class CutMix(_Mix):
         return torch.where(box, partners, images), kept
 
 
+class MixUpOrCutMix(_Mix):
+    """CutMix with the chance `switch`, else MixUp, chosen for each image.
+
+    Args:
+        switch: chance of CutMix.
+        mixup, cutmix: the `alpha` of each.
+        p, until: of both, see `_Mix`.
+    """
+
+    def __init__(
+        self, switch: float = 0.5, mixup: float = 0.2, cutmix: float = 1.0, p: float = 1.0, until: int | None = None
+    ) -> None:
+        super().__init__(p=p, until=until)
+        if not 0 <= switch <= 1:
+            raise ValueError(f"MixUpOrCutMix: switch={switch} is a chance, from 0 to 1.")
+        self.switch, self.mixup, self.cutmix = switch, MixUp(mixup), CutMix(cutmix)
+
+    def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
+        blended, weight = self.mixup.mix(images, partners, draw)
+        pasted, kept = self.cutmix.mix(images, partners, draw)
+        cut = draw.uniform() < self.switch
+        return torch.where(cut.view(-1, 1, 1, 1), pasted, blended), torch.where(cut, kept, weight)
+
+
 def _inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
     """Whether a pixel is in its image's box, (B, 1, H, W); `bottom` and `right` are the first ones outside."""
     rows = torch.arange(height, device=top.device)[None, :]
@@ -229,7 +265,7 @@ class PerImage(Transform):
     """Any torchvision v2 transform, called image by image so that each has a draw of its own.
 
     Args:
-        transform: takes and returns an image tensor (3, H, W); all results must have one shape.
+        transform: takes and returns an image tensor (C, H, W); all results must have one shape.
         after_normalize: give it normalised floats instead of uint8.
     """
 

@@ -20,9 +20,9 @@ from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess
 from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
 
-STATISTICS = {  # of images in 0..1, per channel
+STATISTICS: dict[str, dict[str, tuple[float, ...]]] = {  # of images in 0..1, per channel or of all
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "half": {"mean": (0.5,), "std": (0.5,)},
 }
 
 
@@ -30,32 +30,36 @@ class ImageDataModule(LightningDataModule):
     """Base of the data sets; `MemoryDataModule` is the one for images held whole.
 
     A subclass gives `load_sets`, and `fetch` if there is something to download or decode. Batches leave the loader as
-    uint8 (B, 3, H, W) and int64 (B,) and reach the model, on its device, augmented (in training only) and normalised:
-    float (B, 3, image_size, image_size).
+    uint8 (B, C, H, W) and int64 (B,) and reach the model, on its device, augmented (in training only) and normalised:
+    float (B, C, image_size, image_size). Labels may be float (B, K) of zeros and ones, see `multilabel`.
 
     Args:
-        num_classes: K, as the network has it.
+        num_classes: K, as the network has it; None counts the data set's `classes`.
         image_size: side in pixels of what the network sees.
         resize: shorter side in pixels before the crop to `image_size`; None is `image_size`, after augmentation.
         batch_size: images per process.
+        channels: C: 3, or 1 for grey images.
         val_size: share (float) or number (int) of training images to validate on; 0 trains on all.
         split_seed: chooses the validation images and those of `limit`.
         limit: use at most this many training (validation included) and test images, stratified.
-        mean, std: three floats each, "imagenet", "half", or None for the data set's own.
+        mean, std: C floats each, or one for all channels, "imagenet", "half", or None for the data set's own.
         seed: of the order and the augmentation of the training images.
+        balance: an epoch shows every class equally often, its images drawn with replacement.
+        root: folder of the data set's files, if it has any.
         augment: name -> transform (a `Transform` or a torchvision v2 transform), in order; None leaves one out.
     """
 
     own_mean: Sequence[float] | None = None  # measured on the training images where a subclass gives none
     own_std: Sequence[float] | None = None
-    root = Path()  # folder of the data set's files
     on_device = False  # whether a batch is fetched where the training is
+    multilabel = False  # from `setup` on: whether labels are float (B, K), where an image may have several classes
 
     def __init__(
         self,
         *,
-        num_classes: int,
+        num_classes: int | None,
         image_size: int,
+        channels: int = 3,
         resize: int | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
@@ -65,6 +69,8 @@ class ImageDataModule(LightningDataModule):
         mean: str | Sequence[float] | None = None,
         std: str | Sequence[float] | None = None,
         seed: int = 0,
+        balance: bool = False,
+        root: str | Path = "",
         augment: Mapping[str, nn.Module | None] | None = None,
     ) -> None:
         super().__init__()
@@ -72,9 +78,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.resize={resize} must be at least data.image_size={image_size}, cut from it.")
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
-        if limit is not None and limit < num_classes:
-            raise ValueError(f"data.limit={limit} is fewer than one image for each of the {num_classes} classes.")
-        self.num_classes, self.image_size, self.resize = num_classes, image_size, resize
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels={channels} must be 3, or 1 for grey images.")
+        self.num_classes, self.channels, self.balance, self.root = num_classes, channels, balance, Path(root)
+        self.image_size, self.resize = image_size, resize
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
@@ -94,8 +101,9 @@ class ImageDataModule(LightningDataModule):
     def load_sets(self, part: str) -> dict[str, Dataset]:
         """The data sets of a part: "train" and, if there is one, "val" for "train"; "test" for "test".
 
-        Sets `classes`. A data set has a length and `__getitems__(indices) -> (images (B, 3, H, W) uint8, labels (B,))`,
-        where -1 gives a black image labelled -1; that of "train" adds the indices (B,) if `needs_index`.
+        Sets `classes`. A data set has a length and `__getitems__(indices) -> (images (B, C, H, W) uint8, labels (B,))`,
+        where -1 gives a black image labelled -1; that of "train" adds the indices (B,) if `needs_index`, and has all
+        its `labels` (N,), if it is to be balanced.
         """
         raise NotImplementedError
 
@@ -110,8 +118,8 @@ class ImageDataModule(LightningDataModule):
 
     def normalise_by(self, mean: str | Sequence[float] | None, std: str | Sequence[float] | None) -> None:
         """From `setup` on: use this mean and deviation, such as those of the images that weights were trained on."""
-        self.mean = _statistic("mean", mean, self.own_mean)
-        self.std = _statistic("std", std, self.own_std)
+        self.mean = _statistic("mean", mean, self.own_mean, self.channels)
+        self.std = _statistic("std", std, self.own_std, self.channels)
         self.preprocess = Preprocess(self.image_size, self.mean, self.std, self.resize)
 
     def setup(self, stage: str | None = None) -> None:
@@ -128,13 +136,17 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size}{f' on each of {world} processes' * (world > 1)} is more than the "
                 f"{self.size('train')} training images; lower it to {self.size('train') // world} or less."
             )
+        if self.num_classes is None:
+            self.num_classes = len(self.classes)
         if self.classes and len(self.classes) != self.num_classes:
             raise ValueError(
                 f"data.num_classes={self.num_classes}, but the data set has {len(self.classes)} classes; "
                 f"set data.num_classes={len(self.classes)}."
             )
+        if self.balance and self.multilabel:
+            raise ValueError("data.balance=true needs images of one class each; these have labels (N, K).")
         if measures:
-            self.own_mean, self.own_std = statistics(self._sets["train"])
+            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels)
         if not hasattr(self, "preprocess"):
             self.normalise_by(self._mean, self._std)
 
@@ -144,8 +156,13 @@ class ImageDataModule(LightningDataModule):
             raise RuntimeError(f"the {split} images are not loaded: call setup() first.")
         return len(self._sets[split]) if split in self._sets else 0  # type: ignore[arg-type]
 
+    def class_counts(self) -> Tensor:
+        """How many of the images to train on have each class, int64 (K,)."""
+        labels: Tensor = self._sets["train"].labels.cpu()  # type: ignore[attr-defined]
+        return labels.sum(0).long() if labels.ndim > 1 else labels.bincount(minlength=len(self.classes))
+
     def examples(self, split: str, chosen: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images of a split as they are stored, uint8 (N, 3, H, W), and their labels (N,), on the CPU.
+        """Images of a split as they are stored, uint8 (N, C, H, W), and their labels (N,), on the CPU.
 
         Args:
             chosen: positions in the split, or how many evenly spaced ones to take (all, if it has fewer).
@@ -170,7 +187,8 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; the last incomplete one is left out."""
         data, (rank, world) = self._sets["train"], self._rank_and_world()
-        sampler = TrainSampler(data, self._position, self.batch_size, rank=rank, num_replicas=world, seed=self.seed)
+        place: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
+        sampler = TrainSampler(data, self._position, self.batch_size, self.balance, **place)
         return TrainLoader(data, sampler=sampler, drop_last=True, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -217,9 +235,9 @@ class ImageDataModule(LightningDataModule):
     def augment(
         self, images: Tensor, labels: Tensor, epoch: int = 0, batch: int = 0, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalise a training batch, uint8 (B, 3, H, W), as batch `batch` of epoch `epoch`."""
+        """Augment and normalise a training batch, uint8 (B, C, H, W), as batch `batch` of epoch `epoch`."""
         rank, world = self._rank_and_world()
-        draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes)
+        draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes or -1)
         if self.resize:
             images = TF.resize(images, [self.resize], antialias=True)
         for transform in self.before_normalize:
@@ -237,17 +255,19 @@ def _part(split: str) -> str:
     return "test" if split == "test" else "train"
 
 
-def _statistic(name: str, given: str | Sequence[float] | None, own: Sequence[float] | None) -> list[float]:
+def _statistic(
+    name: str, given: str | Sequence[float] | None, own: Sequence[float] | None, channels: int
+) -> list[float]:
     values = STATISTICS.get(given, {}).get(name) if isinstance(given, str) else own if given is None else given
-    if values is None or len(values) != 3 or (name == "std" and min(values) <= 0):
-        numbers = "three numbers above 0" if name == "std" else "three numbers"
+    if values is None or len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
+        numbers = ("three numbers" if channels == 3 else "one number") + " above 0" * (name == "std")
         raise ValueError(f"data.{name}={given!r}: choose {numbers}, {', '.join(STATISTICS)}, or null (its own).")
-    return [float(x) for x in values]
+    return [float(x) for x in values] * (channels // len(values))
 
 
-def statistics(data: Any, most: int = 10_000) -> tuple[list[float], list[float]]:
+def statistics(data: Any, channels: int = 3, most: int = 10_000) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel of images in 0..1, from at most `most` evenly spaced images of a data set."""
-    counts = torch.zeros(3, 256, dtype=torch.float64)
+    counts = torch.zeros(channels, 256, dtype=torch.float64)
     for chosen in torch.arange(0, len(data), math.ceil(len(data) / most)).split(256):
         for channel, values in enumerate(data.__getitems__(chosen.tolist())[0].cpu().transpose(0, 1)):
             counts[channel] += torch.bincount(values.flatten(), minlength=256)

@@ -12,7 +12,7 @@ from src.data.memory import MemoryDataModule, stratified
 
 
 class Digits(MemoryDataModule):
-    """The digits, enlarged to `image_size` and with three equal channels; 1,437 to train on and 360 to test."""
+    """The digits, enlarged to `image_size`; 1,437 to train on and 360 to test."""
 
     def load_train(self) -> tuple[Tensor, Tensor]:
         return self._load(test=False)
@@ -28,4 +28,4 @@ class Digits(MemoryDataModule):
         rows = chosen if test else rest
         grey = torch.from_numpy(pixels)[rows].float().view(-1, 1, 8, 8) * (255 / 16)
         grey = F.interpolate(grey, self.resize or self.image_size, mode="bilinear", antialias=True).round().byte()
-        return grey.repeat(1, 3, 1, 1), labels[rows]
+        return grey, labels[rows]

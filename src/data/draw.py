@@ -1,7 +1,7 @@
 """The random numbers of the training batches, and the base of the transforms that use them.
 
-A transform is an `nn.Module` with `forward(images, labels, draw) -> (images, labels)`. `images` is (B, 3, H, W),
-uint8 or float in 0..255; `labels` is int64 (B,) or, once mixed, float (B, K). The ones with
+A transform is an `nn.Module` with `forward(images, labels, draw) -> (images, labels)`. `images` is (B, C, H, W),
+uint8 or float in 0..255; `labels` is int64 (B,) or, once mixed or multi-label, float (B, K). The ones with
 `after_normalize = True` get the normalised float images instead. `draw` is the batch's only source of chance.
 """
 

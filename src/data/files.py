@@ -10,19 +10,18 @@ from src.data.memory import MemoryDataModule
 
 
 class OfficialDataModule(MemoryDataModule):
-    """Base of the data sets whose files torchvision knows.
+    """Base of the data sets whose files torchvision knows: in their official folder, which lies in `root`.
 
     Args:
-        root: folder that holds, or will hold, the official folder.
         download: fetch the official archive if files are missing.
         mirror: URL of a folder that holds the same archive; the checksum stays the official one.
     """
 
     source: ClassVar[Any]  # torchvision's class: the archive's URL and checksum, and the names of the files
 
-    def __init__(self, *, root: str, download: bool = False, mirror: str | None = None, **options: Any) -> None:
+    def __init__(self, *, download: bool = False, mirror: str | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.root, self.download, self.mirror = Path(root), download, mirror
+        self.download, self.mirror = download, mirror
         self.folder = self.root / self.source.base_folder
 
     def files(self) -> list[tuple[str, str | None]]:

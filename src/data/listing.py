@@ -1,4 +1,4 @@
-"""Which images a folder of class folders holds. Imports no torch: configs count classes with it."""
+"""Which images a folder of class folders holds."""
 
 import os
 import warnings
@@ -14,11 +14,6 @@ class Listing(NamedTuple):
 
     classes: list[str]
     splits: dict[str, list[tuple[Path, int]]]
-
-
-def count_classes(root: str) -> int:
-    """Number of class folders under `root`."""
-    return len(_class_names(_split_folders(Path(root))["train"]))
 
 
 def list_images(root: str | Path) -> Listing:

@@ -1,4 +1,4 @@
-"""Images held whole, as one uint8 tensor: splits, statistics, and fetching a batch with one index."""
+"""Images held whole, as one uint8 tensor: splits, checks, and fetching a batch with one index."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,26 +14,35 @@ class ImageSet(Dataset):
     """Images held whole, fetched a batch at a time.
 
     Args:
-        images: uint8 (N, 3, H, W), in memory, memory-mapped or on a GPU.
-        labels: int64 (N,).
+        images: uint8 (N, C, H, W), in memory, memory-mapped or on a GPU.
+        labels: int64 (N,), or float (N, K) of zeros and ones.
         rows: which of them belong to this set, in order. Sets may share `images` without a copy.
         with_index: a batch also has its indices.
+        channels: of the images of a batch; the one channel of grey images is repeated.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, with_index: bool = False) -> None:
-        self.images, self.with_index = images, with_index
+    def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
+        self.images, self.with_index, self.channels = images, with_index, channels
         self.rows, self.labels = rows.to(images.device), labels[rows].to(images.device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """(images (B, 3, H, W) uint8, labels (B,)), and the indices (B,) if `with_index`; -1 is a black image, -1."""
-        index = torch.tensor(indices, dtype=torch.int64, device=self.images.device)
-        images, labels = self.images.index_select(0, self.rows[index]), self.labels[index]
+        """(images (B, channels, H, W) uint8, labels (B,) or (B, K)), and the indices (B,) if `with_index`.
+
+        -1 is a black image whose labels are -1.
+        """
+        index = torch.tensor(indices, dtype=torch.int64, device=self.rows.device)
+        images, labels = self.read(self.rows[index]), self.labels[index]
         if min(indices, default=0) < 0:
             images[index < 0], labels[index < 0] = 0, -1
         return (images, labels, index) if self.with_index else (images, labels)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The images of some rows (B,), uint8 (B, channels, H, W)."""
+        images = self.images.index_select(0, rows)
+        return images if images.shape[1] == self.channels else images.repeat(1, self.channels, 1, 1)
 
 
 class MemoryDataModule(ImageDataModule):
@@ -43,6 +52,9 @@ class MemoryDataModule(ImageDataModule):
         store: "cpu", or "device" to keep the images on the training device.
         options: of `ImageDataModule`.
     """
+
+    image_set = ImageSet  # what serves the images
+    test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 
     def __init__(self, *, store: str = "cpu", **options: Any) -> None:
         super().__init__(**options)
@@ -54,48 +66,129 @@ class MemoryDataModule(ImageDataModule):
 
     # What a subclass gives
 
-    def load_train(self) -> tuple[Tensor, Tensor]:
-        """The training images, uint8 (N, 3, H, W), and labels, int64 (N,). Sets `classes`."""
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test images of its own; else they are carved from the training images."""
+        return True
+
+    def load_train(self) -> tuple[Any, Tensor]:
+        """The training images, uint8 (N, 3, H, W) or grey (N, 1, H, W), and their labels. Sets `classes`.
+
+        Labels are int64 (N,), or zeros and ones (N, K) where an image may have several of the K classes, or none.
+        """
         raise NotImplementedError
 
-    def load_val(self) -> tuple[Tensor, Tensor] | None:
+    def load_val(self) -> tuple[Any, Tensor] | None:
         """Validation images of the data set's own; None carves them from the training images."""
         return None
 
-    def load_test(self) -> tuple[Tensor, Tensor]:
-        """The test images and labels, in the same form. Sets `classes`."""
+    def load_test(self) -> tuple[Any, Tensor]:
+        """The test images and labels, in the same form, if `has_test`. Sets `classes`."""
         raise NotImplementedError
 
     # Splits
 
     def load_sets(self, part: str) -> dict[str, Dataset]:
-        images, labels, rows = self._held(part, *(self.load_train() if part == "train" else self.load_test()))
-        if part == "test":
-            return {"test": ImageSet(images, labels, rows)}
-        sets, own_val = {}, self.load_val()
+        if part == "test" and self.has_test:
+            return {"test": self._set(*self._held("test", self.load_test()))}
+        images, labels = self._held("train", self.load_train())
+        rows, own_val = torch.arange(len(labels)), self.load_val()
+        sets: dict[str, Dataset] = {}
+        if not self.has_test:
+            test, rows = carve(labels, self.test_size, 0, "test_size")  # the same whatever data.split_seed says
+            sets["test"] = self._set(images, labels, test)
+        rows = self._limited(labels, rows)
         if own_val is not None:
-            sets["val"] = ImageSet(*self._held("val", *own_val))
+            sets["val"] = self._set(*self._held("val", own_val))
         elif self.val_size:
             val, train = carve(labels[rows], self.val_size, self.split_seed, "val_size")
-            sets["val"], rows = ImageSet(images, labels, rows[val]), rows[train]
-        return {"train": ImageSet(images, labels, rows, self.needs_index), **sets}
+            sets["val"], rows = self._set(images, labels, rows[val]), rows[train]
+        return {"train": self._set(images, labels, rows, self.needs_index), **sets}
 
-    def _held(self, part: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The images where `store` wants them, their labels, and the rows that `limit` keeps.
+    def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
+        rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
+        return self.image_set(images, labels, rows, with_index, self.channels)
+
+    def _limited(self, labels: Tensor, rows: Tensor) -> Tensor:
+        if self.limit is None or self.limit >= len(rows):
+            return rows
+        if self.limit < len(self.classes):
+            raise ValueError(
+                f"data.limit={self.limit} is fewer than one image for each of {len(self.classes)} classes."
+            )
+        return rows[stratified(labels[rows], self.limit, self.split_seed)[0]]
+
+    def _held(self, part: str, given: Any) -> tuple[Any, Tensor]:
+        """The images where `store` wants them, and their labels.
 
         Raises:
-            ValueError: images or labels are not as they must be, in a data set of the user's own.
+            ValueError: they are not as they must be, in a data set of the user's own.
         """
-        name, last = f"{type(self).__name__}.load_{part}", (len(self.classes) or self.num_classes) - 1
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise ValueError(f"{name}: images must be uint8 (N, 3, H, W), not {images.dtype} {(*images.shape,)}.")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(f"{name}: labels must be int64 ({len(images)},), not {labels.dtype} {(*labels.shape,)}.")
-        if labels.min() < 0 or labels.max() > last:
-            raise ValueError(f"{name}: labels must be 0 to {last}, not {labels.min()} to {labels.max()}.")
+        where = self._where(part)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise ValueError(f"{where} must return (images, labels), not {type(given).__name__}.")
+        images, labels = given
+        self._check_images(where, images)
+        labels = checked_labels(where, labels, len(images), self.classes)
+        self.multilabel = labels.ndim == 2
         if self.on_device and self.trainer is not None:
             images = images.to(self.trainer.strategy.root_device)
-        return images, labels, stratified(labels, min(self.limit or len(labels), len(labels)), self.split_seed)[0]
+        return images, labels
+
+    def _where(self, part: str) -> str:
+        return f"{type(self).__name__}.load_{part}"
+
+    def _check_images(self, where: str, images: Any) -> None:
+        check_images(where, images, self.channels)
+
+
+def check_images(where: str, images: Any, channels: int) -> None:
+    """Raise ValueError, with the remedy, unless `images` are uint8 (N, 3, H, W), or (N, 1, H, W) for grey ones."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{where}: images must be a tensor, not {type(images).__name__}: torch.as_tensor(images).")
+    shape = (*images.shape,)
+    wrong = f"{where}: images must be uint8 (N, 3, H, W), or (N, 1, H, W) for grey ones, not {images.dtype} {shape}"
+    if images.ndim != 4 or shape[1] not in (1, 3):
+        swapped = images.ndim == 4 and shape[3] in (1, 3)
+        remedy = "images.permute(0, 3, 1, 2)" if swapped else "images.unsqueeze(1)" if images.ndim == 3 else "reshape"
+        raise ValueError(f"{wrong}: {remedy}.")
+    if images.dtype != torch.uint8:
+        remedy = "(images * 255).round().byte(), if they are 0 to 1" if images.is_floating_point() else "images.byte()"
+        raise ValueError(f"{wrong}: {remedy}.")
+    if not len(images):
+        raise ValueError(f"{where}: there are no images, {shape}.")
+    if shape[1] > channels:
+        raise ValueError(f"{where}: data.channels=1 is for grey images (N, 1, H, W), not {shape}; set data.channels=3.")
+
+
+def checked_labels(where: str, labels: Any, count: int, classes: Sequence[str]) -> Tensor:
+    """The labels, int64 (N,), or as float32 where they are (N, K) of zeros and ones.
+
+    Raises:
+        ValueError: they are something else, not `count`, or not those of `classes`.
+    """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"{where}: labels must be a tensor, not {type(labels).__name__}: torch.as_tensor(labels).")
+    if not classes:
+        raise ValueError(f"{where} sets no classes: self.classes = [...], their names in the order of the labels.")
+    if not labels.ndim or len(labels) != count:
+        raise ValueError(f"{where}: {count} images need as many labels, not {(*labels.shape,)}.")
+    last = len(classes) - 1
+    if labels.ndim > 1:
+        if labels.shape[1:] != (last + 1,) or not ((labels == 0) | (labels == 1)).all():
+            raise ValueError(
+                f"{where}: labels {(*labels.shape,)} are not zeros and ones for each of {last + 1} classes (N, {last + 1}); "
+                "for one class an image, int64 (N,), take labels.argmax(1) or labels.flatten()."
+            )
+        return labels.float()
+    if labels.dtype != torch.int64:
+        raise ValueError(f"{where}: labels must be int64 ({count},), not {labels.dtype}: labels.long().")
+    if labels.min() < 0 or labels.max() > last:
+        remedy = (
+            "labels - 1" if labels.min() == 1 and labels.max() == last + 1 else "one of self.classes for each label"
+        )
+        raise ValueError(f"{where}: labels must be 0 to {last}, not {labels.min()} to {labels.max()}: {remedy}.")
+    return labels
 
 
 def carve(labels: Tensor, size: float, seed: int, option: str) -> tuple[Tensor, Tensor]:
@@ -117,8 +210,10 @@ def carve(labels: Tensor, size: float, seed: int, option: str) -> tuple[Tensor, 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `count` positions, each class in proportion: (drawn, the rest), both in ascending order.
 
-    Shares that are no whole number are rounded by largest remainder, so the count is exact.
+    Shares that are no whole number are rounded by largest remainder, so the count is exact. Labels (N, K) are not
+    stratified.
     """
+    labels = labels if labels.ndim == 1 else torch.zeros(len(labels))
     members = [torch.nonzero(labels == c).flatten() for c in labels.unique()]
     shares = torch.tensor([count * len(m) / len(labels) for m in members], dtype=torch.float64)
     quotas = shares.floor().long()

@@ -9,13 +9,13 @@ from torchvision.transforms.v2 import functional as TF
 
 
 class Preprocess(nn.Module):
-    """uint8 (B, 3, H, W) of any size -> normalised float32 (B, 3, image_size, image_size).
+    """uint8 (B, C, H, W) of any size -> normalised float32 (B, C, image_size, image_size).
 
     Resizes the shorter side to `resize` px (bilinear, antialiased) and cuts the centre, then takes
     (x / 255 - mean) / std per channel. What validation, test, prediction and export see.
 
     Args:
-        mean, std: three floats each, of images in 0..1.
+        mean, std: C floats each, of images in 0..1.
         resize: None is `image_size`, which leaves images that are already of that size alone.
     """
 
@@ -25,8 +25,8 @@ class Preprocess(nn.Module):
     def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None) -> None:
         super().__init__()
         self.spec: dict[str, Any] = {"image_size": image_size, "mean": mean, "std": std, "resize": resize}
-        self.size, self.shorter = image_size, resize or image_size
-        mean_, std_ = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (mean, std))
+        self.size, self.shorter, self.channels = image_size, resize or image_size, len(mean)
+        mean_, std_ = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
         self.register_buffer("scale", (1 / (255 * std_)).float(), persistent=False)
         self.register_buffer("shift", (-mean_ / std_).float(), persistent=False)
 

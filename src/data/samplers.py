@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from src.data.draw import hashed_generator
@@ -13,19 +14,38 @@ class TrainSampler(DistributedSampler):
     """Shuffled anew each epoch from a hash of (seed, epoch), the same order for any number of processes.
 
     `position()` is asked when iteration begins and gives (epoch, batches of it that are already done); None leaves the
-    epoch to `set_epoch`.
+    epoch to `set_epoch`. `balance` draws from the set's `labels` (N,) as `balanced` does.
     """
 
-    def __init__(self, data: Any, position: Callable[[], tuple | None], batch_size: int, **options: Any) -> None:
+    def __init__(
+        self, data: Any, position: Callable[[], tuple | None], batch_size: int, balance: bool = False, **options: Any
+    ) -> None:
         super().__init__(data, drop_last=True, **options)
-        self.position, self.batch_size = position, batch_size
+        self.position, self.batch_size, self.balance = position, batch_size, balance
 
     def __iter__(self) -> Iterator[int]:
         epoch, batches = self.position() or (self.epoch, 0)
         generator = hashed_generator(self.seed, epoch, 0, 1)  # 1 is for the order: the draws of a batch have three
-        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        data: Any = self.dataset
+        if self.balance:
+            order = balanced(data.labels.cpu(), generator)
+        else:
+            order = torch.randperm(len(data), generator=generator)
         mine = order[self.rank : self.total_size : self.num_replicas]
         return iter(mine[batches * self.batch_size :].tolist())
+
+
+def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many positions as there are labels (N,), drawn with replacement, in random order.
+
+    Every class that occurs is drawn equally often, to within one, and each of its positions with the same chance.
+    """
+    counts = labels.bincount()
+    classes = counts.nonzero().flatten()
+    drawn = classes[torch.randperm(len(labels), generator=generator) % len(classes)]  # (N,) classes
+    share = torch.rand(len(labels), dtype=torch.float64, generator=generator)
+    first = counts.cumsum(0) - counts  # where a class begins among the labels in order
+    return labels.argsort(stable=True)[first[drawn] + (share * counts[drawn]).long()]
 
 
 class EvalSampler(DistributedSampler):

@@ -1,4 +1,4 @@
-"""Grids of images: uint8 (N, 3, H, W), labels int (N,), probabilities float (N, K) with rows that sum to 1."""
+"""Grids of images: uint8 (N, 3, H, W) or (N, 1, H, W), labels int (N,), probabilities float (N, K), rows sum to 1."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def _grid(images: Images, captions: Names, frames: Names, most: int, width: floa
     figure = Figure(max(columns * width, 4.2), rows * height + 0.3, title)
     for number, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(image.transpose(1, 2, 0))
+        axes.imshow(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=frames[number], linewidth=0.6 if frames[number] == GREY else 1.6)
         axes.set_xlabel(captions[number], fontsize=7, color=BLACK, labelpad=3)

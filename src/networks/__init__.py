@@ -1,7 +1,8 @@
 """The networks: plain `nn.Module`s, one file per family.
 
-Every constructor takes `num_classes` and `image_size` (height and width, in pixels), and the network fits
-itself to the size. `forward(images (B, 3, S, S)) -> logits (B, num_classes)`. Attributes describe it:
+Every constructor takes `num_classes`, `image_size` (height and width, in pixels) and `channels` (of an image: 3, or 1
+for grey ones), and the network fits itself to them. `forward(images (B, channels, S, S)) -> logits (B, num_classes)`.
+Attributes describe it:
 
 - `head`: name prefixes of the layers that follow the number of classes or the image size. Where their shape
   differs from that of given weights they start anew; fine-tuning trains them first.

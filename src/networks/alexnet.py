@@ -9,7 +9,7 @@ from src.networks.parts import convolution, kaiming_, require_image_size
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping max pools, three fully connected layers on the last map as it is.
 
-    images (B, 3, S, S) -> logits (B, num_classes). The last map is 6x6 at 224 px (then this is torchvision's
+    images (B, channels, S, S) -> logits (B, num_classes). The last map is 6x6 at 224 px (then this is torchvision's
     network) and 2x2 at 96. Under 64 px the first convolution is 5x5 without stride, and the last map is 3x3 at
     32 px. As in torchvision, there is no local response normalisation, and the fourth convolution has 256 filters
     (384 in the paper's footnote 1).
@@ -22,7 +22,7 @@ class AlexNet(nn.Module):
 
     torchvision_name = "alexnet"
 
-    def __init__(self, num_classes: int = 1000, image_size: int = 224, dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int = 1000, image_size: int = 224, dropout: float = 0.5, channels: int = 3) -> None:
         super().__init__()
         require_image_size("AlexNet", image_size, minimum=15)
         small = image_size < 64
@@ -32,7 +32,7 @@ class AlexNet(nn.Module):
         # The first linear layer follows the image size; published weights have it for a 6x6 map.
         self.head = ("classifier.6",) if side == 6 else ("classifier.1", "classifier.6")
         self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 5, padding=2) if small else nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.Conv2d(channels, 64, 5, padding=2) if small else nn.Conv2d(channels, 64, 11, stride=4, padding=2),
             nn.MaxPool2d(3, stride=2),
             nn.ReLU(inplace=True),
             *convolution(64, 192, 5, pool=3),

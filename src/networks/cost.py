@@ -21,8 +21,8 @@ class Cost(NamedTuple):
     depth: int  # layers with weights on the longest path
 
 
-def describe(network: nn.Module, image_size: int) -> Cost:
-    """The cost of `network` at (3, image_size, image_size), from shapes alone: nothing is computed.
+def describe(network: nn.Module, image_size: int, channels: int = 3) -> Cost:
+    """The cost of `network` at (channels, image_size, image_size), from shapes alone: nothing is computed.
 
     The network stays as it is; one built under `torch.device("meta")` takes no memory either.
     """
@@ -36,7 +36,7 @@ def describe(network: nn.Module, image_size: int) -> Cost:
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = network(torch.zeros(1, 3, image_size, image_size, device="meta"))
+        logits = network(torch.zeros(1, channels, image_size, image_size, device="meta"))
     layers = {p: layer for layer in network.modules() for p in layer.parameters(recurse=False)}
     gradients = torch.autograd.grad(logits.sum(), list(layers), retain_graph=True, allow_unused=True)
     used = {p: layer for (p, layer), gradient in zip(layers.items(), gradients, strict=True) if gradient is not None}

@@ -21,7 +21,7 @@ class GoogLeNetOutput(NamedTuple):
 class GoogLeNet(nn.Module):
     """Nine inception modules (the paper's table 1), and auxiliary heads after 4a and 4d.
 
-    images (B, 3, S, S) -> logits (B, num_classes), or a GoogLeNetOutput in train mode where there are auxiliary
+    images (B, channels, S, S) -> logits (B, num_classes), or a GoogLeNetOutput in train mode where there are auxiliary
     heads. Eval mode does not run them. At 224 px this is torchvision's network.
 
     `small_stem` (None: under 64 px) makes the first convolution 3x3 without stride and leaves out the stem's two
@@ -32,7 +32,8 @@ class GoogLeNet(nn.Module):
     Initialisation: normal of deviation 0.01, truncated at two deviations, for convolutions and linear layers
     (the practice of the authors' later Inception code).
 
-    Raises ValueError for an image under 15 px (2 px with the small stem).
+    Raises ValueError for an image under 15 px (2 px with the small stem), and for `transform_input` with other than
+    three channels.
     """
 
     head = ("fc", "aux1", "aux2")
@@ -49,17 +50,20 @@ class GoogLeNet(nn.Module):
         transform_input: bool = False,
         dropout: float = 0.2,
         dropout_aux: float = 0.7,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.small_stem = small_stem = image_size < 64 if small_stem is None else small_stem
         require_image_size("GoogLeNet", image_size, minimum=2 if small_stem else 15)
+        if transform_input and channels != 3:
+            raise ValueError(f"GoogLeNet: transform_input=true is for images of three channels, not {channels}.")
         self.torchvision_name = None if true_5x5 else "googlenet"
         self.transform_input = transform_input
         imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
         self.register_buffer("imagenet", imagenet, persistent=False)
         inception = partial(Inception, kernel5=5 if true_5x5 else 3)
         # The ReLU of a convolution before a pool follows the pool, in `forward`.
-        self.conv1 = ConvNorm(3, 64, 3 if small_stem else 7, stride=1 if small_stem else 2, relu=False)
+        self.conv1 = ConvNorm(channels, 64, 3 if small_stem else 7, stride=1 if small_stem else 2, relu=False)
         self.maxpool1 = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv2 = ConvNorm(64, 64, 1)
         self.conv3 = ConvNorm(64, 192, 3, relu=False)

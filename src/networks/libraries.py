@@ -12,14 +12,20 @@ class TorchvisionNetwork(nn.Module):
     images (B, 3, S, S) -> logits (B, num_classes). Vision transformers and MaxViT are built for `image_size`;
     auxiliary heads are left out.
 
-    Raises ValueError for a name that torchvision does not have.
+    Raises ValueError for a name that torchvision does not have, and for other than three channels.
     """
 
     torchvision_prefix = "network."
     training_only = ("network.aux1", "network.aux2", "network.AuxLogits")
 
-    def __init__(self, name: str = "shufflenet_v2_x0_5", num_classes: int = 1000, image_size: int = 32) -> None:
+    def __init__(
+        self, name: str = "shufflenet_v2_x0_5", num_classes: int = 1000, image_size: int = 32, channels: int = 3
+    ) -> None:
         super().__init__()
+        if channels != 3:
+            raise ValueError(
+                f"torchvision's networks take three channels, not {channels}: set data.channels=3, or take model=timm."
+            )
         from torchvision import models
 
         names = models.list_models(module=models)
@@ -44,14 +50,16 @@ class TorchvisionNetwork(nn.Module):
 class TimmNetwork(nn.Module):
     """Any network of timm by its name, randomly initialised as timm does. Needs `pip install timm`.
 
-    images (B, 3, S, S) -> logits (B, num_classes). Networks of a fixed input size are built for `image_size`.
+    images (B, channels, S, S) -> logits (B, num_classes). Networks of a fixed input size are built for `image_size`.
 
     Raises ModuleNotFoundError without timm, ValueError for a name that timm does not have.
     """
 
     torchvision_name = None
 
-    def __init__(self, name: str = "resnet10t", num_classes: int = 1000, image_size: int = 32) -> None:
+    def __init__(
+        self, name: str = "resnet10t", num_classes: int = 1000, image_size: int = 32, channels: int = 3
+    ) -> None:
         super().__init__()
         try:
             import timm
@@ -61,7 +69,8 @@ class TimmNetwork(nn.Module):
             raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
         configuration = timm.get_pretrained_cfg(name)
         options: dict[str, Any] = {"img_size": image_size} if configuration and configuration.fixed_input_size else {}
-        network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        options |= {"num_classes": num_classes, "in_chans": channels}
+        network: Any = timm.create_model(name, pretrained=False, **options)
         self.network, classifier = network, network.pretrained_cfg["classifier"]
         layers = (classifier,) if isinstance(classifier, str) else classifier
         self.head = tuple(f"network.{layer}" for layer in layers)

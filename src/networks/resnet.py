@@ -14,7 +14,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 class ResNet(nn.Module):
     """ResNet-18 and 34 of basic blocks, ResNet-50 and 101 of bottlenecks (the paper's table 1).
 
-    images (B, 3, S, S) -> logits (B, num_classes), for any S. At 224 px this is torchvision's network.
+    images (B, channels, S, S) -> logits (B, num_classes), for any S. At 224 px this is torchvision's network.
     `small_stem` (None: under 64 px) makes the first convolution 3x3 without stride and leaves out the max pool.
 
     Initialisation: Kaiming normal, fan out (He et al. 2015, section 2.2).
@@ -25,7 +25,12 @@ class ResNet(nn.Module):
     head = ("fc",)
 
     def __init__(
-        self, depth: int = 18, num_classes: int = 1000, image_size: int = 224, small_stem: bool | None = None
+        self,
+        depth: int = 18,
+        num_classes: int = 1000,
+        image_size: int = 224,
+        small_stem: bool | None = None,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -33,7 +38,7 @@ class ResNet(nn.Module):
         self.torchvision_name = f"resnet{depth}"
         self.small_stem = image_size < 64 if small_stem is None else small_stem
         kernel, stride = (3, 1) if self.small_stem else (7, 2)
-        self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.Identity() if self.small_stem else nn.MaxPool2d(3, stride=2, padding=1)
         block = BasicBlock if depth < 50 else Bottleneck
@@ -55,7 +60,7 @@ class ResNet(nn.Module):
 class CifarResNet(nn.Module):
     """The CIFAR-10 network of section 4.2: three stages of 16, 32 and 64 channels, depth 6n + 2.
 
-    images (B, 3, S, S) -> logits (B, num_classes), for any S; the last map is 8x8 at 32 px. The shortcuts have
+    images (B, channels, S, S) -> logits (B, num_classes), for any S; the last map is 8x8 at 32 px. The shortcuts have
     no parameters (option A): where the width doubles they skip every other pixel and pad channels with zeros.
 
     Initialisation: Kaiming normal, fan out (He et al. 2015, section 2.2).
@@ -66,11 +71,11 @@ class CifarResNet(nn.Module):
     head = ("fc",)
     torchvision_name = None
 
-    def __init__(self, depth: int = 20, num_classes: int = 10, image_size: int = 32) -> None:
+    def __init__(self, depth: int = 20, num_classes: int = 10, image_size: int = 32, channels: int = 3) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"No CIFAR ResNet of depth {depth}: it is 6n + 2, such as 20, 32, 44, 56 or 110.")
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         count = (depth - 2) // 6
         self.layer1 = _stage(BasicBlock, 16, 16, count)

@@ -20,7 +20,7 @@ STAGES: dict[str, list[int | str]] = {
 class VGG(nn.Module):
     """3x3 convolutions in stages, a 2x2 max pool after each, a fully connected head on the last map as it is.
 
-    images (B, 3, S, S) -> logits (B, num_classes). The last map is 7x7 at 224 px (then this is torchvision's
+    images (B, channels, S, S) -> logits (B, num_classes). The last map is 7x7 at 224 px (then this is torchvision's
     network), 3x3 at 96 and 1x1 at 32.
 
     `stages` is a name of `STAGES` or a list of widths and "M". `batch_norm` follows every convolution with one.
@@ -43,13 +43,14 @@ class VGG(nn.Module):
         factorized: bool = False,
         hidden: Sequence[int] = (4096, 4096),
         dropout: float = 0.5,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         layout = _read_stages(stages)
         reduction = 2 ** layout.count("M")
         name = stages if isinstance(stages, str) else None
         require_image_size(name or "this VGG", image_size, minimum=reduction)
-        self.features, width = _features(layout, batch_norm, factorized)
+        self.features, width = _features(layout, channels, batch_norm, factorized)
         side = image_size // reduction
         widths = [width * side**2, *hidden]
         layers: list[nn.Module] = []
@@ -77,10 +78,9 @@ def _read_stages(stages: str | Sequence[int | str]) -> list[int | str]:
     return layout
 
 
-def _features(layout: list[int | str], batch_norm: bool, factorized: bool) -> tuple[nn.Sequential, int]:
+def _features(layout: list[int | str], channels: int, batch_norm: bool, factorized: bool) -> tuple[nn.Sequential, int]:
     """The convolutions and pools, and the width of the last map."""
     layers: list[nn.Module] = []
-    channels = 3
     kernels = [(1, 3), (3, 1)] if factorized else [(3, 3)]
     for stage in layout:
         if stage == "M":

@@ -71,12 +71,15 @@ def load_weights(network: nn.Module, weights: Weights) -> list[str]:
     told = [f"{what} ({', '.join(n[:3])}{', ...' * (len(n) > 3)})" for what, n in problems.items() if n]
     if told:
         advice = "These are weights of another network, or of one built with other options."
-        if not missing and not unknown and odd == [next(iter(own))]:
+        first = next(iter(own))
+        if not missing and not unknown and odd == [first]:
             choice = " (or model.network.small_stem=false)" if hasattr(network, "small_stem") else ""
             advice = (
                 "Only the first convolution differs, which is smaller under 64 px: for weights of larger images set "
                 f"data.image_size=64 or more{choice}."
             )
+            if given[first].shape[1:2] != own[first].shape[1:2]:
+                advice = f"These are weights for images of {given[first].shape[1]} channels; set data.channels to that."
         raise ValueError(
             f"model.weights={weights.source} does not fit this {type(network).__name__}: {'; '.join(told)}. {advice}"
         )

@@ -16,10 +16,14 @@ from src.runs.folder import RunError, new_run, read_yaml
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TRUSTED = {"src", "lightning", "timm", "torch", "torchmetrics", "torchvision"}
 
+SOURCES = ("data.source", "data.val_source", "data.test_source")
+
 # The kind of object that each place of a config builds; the longest place that fits counts.
 KINDS = {
     "data": "lightning.LightningDataModule",
     "data.augment": "torch.nn.Module",
+    **dict.fromkeys(SOURCES, "torch.utils.data.Dataset"),
+    **{f"{source}.transform": "torch.nn.Module" for source in SOURCES},
     "model": "lightning.LightningModule",
     "model.network": "torch.nn.Module",
     "model.loss": "torch.nn.Module",
@@ -46,16 +50,9 @@ def mode_of(metric: Any) -> str:
 
 
 def register_resolvers() -> None:
-    """Makes the resolvers of `conf` known: `${mode_of:METRIC}`, `${new_run:PARENT}`, `${count_classes:FOLDER}`."""
-
-    def count_classes(folder: str) -> int:
-        from src.data.listing import count_classes as count
-
-        return count(folder)
-
+    """Makes the resolvers of `conf` known: `${mode_of:METRIC}` and `${new_run:PARENT}`."""
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("new_run", new_run, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
 
 
 def trusted_packages(more: Iterable[str] = ()) -> set[str]:
@@ -96,6 +93,16 @@ def _check_target(target: Any, packages: set[str], place: str) -> None:
         raise RunError(f"{refused}there is no such class here ({error})") from error
     if not issubclass(found, get_class(kind)):
         raise RunError(f"{refused}it is no {kind}")
+    if kind == KINDS["data.source"] and _may_unpickle(found.__module__):
+        raise RunError(
+            f"{refused}of the libraries' data sets only torchvision's open here: others unpickle what they read"
+        )
+
+
+def _may_unpickle(module: str) -> bool:
+    """Whether a data set of this module may unpickle files, as torch's pipes, timm's tar reader and LSUN's cache do."""
+    library = module.partition(".")[0] in TRUSTED - {"src"}
+    return library and (not module.startswith("torchvision.datasets.") or module.endswith(".lsun"))
 
 
 def build(node: Any, **objects: Any) -> Any:

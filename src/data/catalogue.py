@@ -1,0 +1,171 @@
+"""Data sets by name: torchvision's, and those in the format of Hugging Face's `datasets`."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from src.data.source import SourceDataModule
+
+# What torchvision calls the splits to train, validate and test on; None carves them from the training images.
+SPLITS: dict[str, tuple[Any, Any, Any]] = {
+    "CIFAR10 CIFAR100 EMNIST FashionMNIST KMNIST MNIST QMNIST USPS": (True, None, False),
+    "FER2013 Food101 GTSRB STL10 StanfordCars SVHN": ("train", None, "test"),
+    "DTD FGVCAircraft Flowers102 PCAM RenderedSST2": ("train", "val", "test"),
+    "CelebA Country211": ("train", "valid", "test"),
+    "CLEVRClassification ImageNet Imagenette": ("train", None, "val"),
+    "OxfordIIITPet": ("trainval", None, "test"),
+    "Places365": ("train-standard", None, "val"),
+    "Caltech101 Caltech256 EuroSAT FakeData INaturalist Omniglot SEMEION SUN397": (None, None, None),
+}
+NAMES = {name: splits for names, splits in SPLITS.items() for name in names.split()}
+
+
+class Torchvision(SourceDataModule):
+    """A classification data set of torchvision, with its official splits; one without them is carved.
+
+    Args:
+        name: of torchvision's class.
+        download: fetch the files into `root` if they are missing.
+        options: for torchvision's class, such as {split: balanced} of EMNIST.
+        others: options of `SourceDataModule`.
+
+    Raises:
+        ValueError: an unknown name, or options that the class does not take.
+        FileNotFoundError: files are missing, or the download failed.
+    """
+
+    def __init__(
+        self, *, name: str, download: bool = True, options: Mapping[str, Any] | None = None, **others: Any
+    ) -> None:
+        super().__init__(**others)
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4) or sorted(NAMES)
+            raise ValueError(
+                f"data.name={name}: torchvision has no such images with classes; choose {', '.join(near)}."
+            )
+        self.kind, self.download, self.options = getattr(datasets, name), download, dict(options or {})
+        self.splits = dict(zip(("train", "val", "test"), NAMES[name], strict=True))
+        self.keyword = {bool: "train", str: "split"}.get(type(self.splits["train"]))
+        if ours := {"root", "download", self.keyword} & set(self.options):
+            raise ValueError(f"data.options={self.options}: {', '.join(sorted(ours))} is set here; leave it out.")
+        self.sources: dict[str, Any] = {}
+
+    def fetch(self) -> None:
+        for split in self.splits:
+            self.source(split)
+
+    def source(self, split: str) -> Any:
+        if split not in self.sources:
+            carved = split != "train" and self.splits[split] is None
+            self.sources[split] = None if carved else self._open(split)
+        return self.sources[split]
+
+    def _open(self, split: str) -> Any:
+        name, accepted, ours = self.kind.__name__, _parameters(self.kind), {"root": str(self.root)}
+        ours |= {self.keyword: self.splits[split]} if self.keyword else {}
+        for download in (False, True) if self.download else (False,):  # a download first hashes all that is there
+            given = {**ours, "download": download}
+            try:
+                return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
+            except TypeError as error:
+                raise ValueError(f"torchvision's {name} does not take data.options={self.options}: {error}.") from error
+            except (RuntimeError, OSError) as error:
+                problem = error
+        raise FileNotFoundError(
+            f"torchvision's {name} is not in {self.root.resolve()}, and not to be had with "
+            f"data.download={str(self.download).lower()}: {problem}"
+        ) from problem
+
+
+def _parameters(kind: type) -> set[str]:
+    """The names of the arguments that a class takes; where it hands on others, also those of its base."""
+    names: set[str] = set()
+    for each in (each for each in kind.__mro__ if "__init__" in vars(each)):
+        found = inspect.signature(each.__init__).parameters  # type: ignore[misc]
+        names |= set(found)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in found.values()):
+            break
+    return names
+
+
+class HuggingFace(SourceDataModule):
+    """A data set of the Hugging Face hub, or a folder: of `save_to_disk`, of images or of parquet files.
+
+    Its splits are train, test, and validation (or valid, val, dev); those that are missing are carved from train.
+
+    Args:
+        name: of the data set on the hub, or the folder.
+        image_column, label_column: None takes the one column of images, and the one of class labels.
+        options: for `datasets.load_dataset`, such as {name: a configuration, revision: a tag}.
+        others: options of `SourceDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.name, self.options = name, dict(options or {})
+        self.image_column, self.label_column = image_column, label_column
+
+    def fetch(self) -> None:
+        self.source("train")
+
+    def source(self, split: str) -> Any:
+        names = ("validation", "valid", "val", "dev") if split == "val" else (split,)
+        return next((self._tables[name] for name in names if name in self._tables), None)
+
+    @cached_property
+    def _tables(self) -> dict[str, "Table"]:
+        try:
+            from datasets import load_dataset, load_from_disk
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
+        saved = any(Path(self.name, file).is_file() for file in ("dataset_dict.json", "state.json"))
+        found = load_from_disk(self.name) if saved else load_dataset(self.name, **self.options)
+        splits = found if isinstance(found, dict) else {"train": found}
+        if "train" not in splits:
+            raise ValueError(f"data.name={self.name} has the splits {', '.join(splits)}, but no train.")
+        image = self._column(splits["train"].features, "image_column", "Image")
+        label = self._column(splits["train"].features, "label_column", "ClassLabel")
+        return {split: Table(table, image, label) for split, table in splits.items()}
+
+    def _column(self, features: Mapping[str, Any], option: str, kind: str) -> str:
+        asked = getattr(self, option)
+        found = [name for name, feature in features.items() if asked == name or type(feature).__name__ == kind]
+        if asked not in (None, *features) or (asked is None and len(found) != 1):
+            raise ValueError(
+                f"data.{option}={asked or 'null'}: data.name={self.name} has {len(found)} columns of type {kind}; "
+                f"choose one of {', '.join(features)}."
+            )
+        return asked or found[0]
+
+
+class Table(Dataset):
+    """A table of `datasets` as (image, label) items."""
+
+    def __init__(self, table: Any, image: str, label: str) -> None:
+        self.table, self.image, self.label = table.select_columns([image, label]), image, label
+        self.classes = getattr(table.features[label], "names", None)
+
+    @property
+    def targets(self) -> list[Any]:
+        return list(self.table[self.label])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        row = self.table[index]
+        return row[self.image], row[self.label]

@@ -1,0 +1,191 @@
+"""Images that a map-style torch `Dataset` gives, item by item: read into memory once, or streamed."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.folder import square
+from src.data.memory import ImageSet, MemoryDataModule
+
+
+class SourceDataModule(MemoryDataModule):
+    """Base of the data sets that are read item by item. A subclass gives `source`.
+
+    Items are (image, label). An image is a PIL image, an array (H, W) or (H, W, 3), or a tensor (C, H, W); arrays and
+    tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels: shorter side resized,
+    centre cut; one of that size stays as it is. A label is an integer, or zeros and ones (K,). The classes are called
+    as the training source's `classes`, or else by their numbers. Random transforms belong into `augment`: what is read
+    into memory is read once.
+
+    Args:
+        mode: "memory" reads every item once into one tensor; "stream" reads the items of a batch when it is fetched.
+        test_size: share (float) or number (int) of the training images to test on where there is no test source.
+    """
+
+    def __init__(self, *, mode: str = "memory", test_size: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        if mode not in ("memory", "stream"):
+            raise ValueError(f"data.mode={mode!r} is unknown; choose 'memory' or 'stream'.")
+        if mode == "stream" and self.on_device:
+            raise ValueError("data.store=device holds all images, and data.mode=stream none; choose one of them.")
+        self.streams, self.test_size = mode == "stream", test_size
+        self.image_set = StreamedSet if self.streams else ImageSet
+
+    def source(self, split: str) -> Any:
+        """The Dataset of "train", "val" or "test"; None carves it from the training images."""
+        raise NotImplementedError
+
+    @property
+    def has_test(self) -> bool:
+        return self.source("test") is not None
+
+    def load_train(self) -> tuple[Any, Tensor]:
+        return self._load("train")
+
+    def load_val(self) -> tuple[Any, Tensor] | None:
+        return None if self.source("val") is None else self._load("val")
+
+    def load_test(self) -> tuple[Any, Tensor]:
+        return self._load("test")
+
+    def _load(self, split: str) -> tuple[Any, Tensor]:
+        where, source = self._where(split), self.source(split)
+        squares = Squares(source, self.resize or self.image_size, self.channels, where)
+        if not len(squares):
+            raise ValueError(f"{where}: there are no images.")
+        squares[0]  # what is wrong with all of them is told here, not by a worker
+        if self.streams:
+            images, labels = squares, as_labels(where, given_labels(source))
+        else:
+            images, labels = self._read(squares, where)
+        self._name_classes(where, getattr(source, "classes", None), labels)
+        return images, labels
+
+    def _read(self, squares: "Squares", where: str) -> tuple[Any, Tensor]:
+        """All images, uint8 (N, 1, S, S) if all are grey, else (N, 3, S, S), and their labels."""
+        loader: Any = DataLoader(squares, 64, num_workers=self.num_workers, collate_fn=list)
+        images, labels = np.empty((len(squares), *squares[0][0].shape), np.uint8), []
+        for batch in track(loader, f"reading {len(squares):,} images"):
+            for image, label in batch:
+                if len(image) > images.shape[1]:
+                    images = images.repeat(3, axis=1)  # the first that is not grey
+                images[len(labels)] = image
+                labels.append(label)
+        return torch.from_numpy(images), as_labels(where, labels)
+
+    def _name_classes(self, where: str, names: Any, labels: Tensor) -> None:
+        if names is None and not self.classes:
+            names = range(self.num_classes or (labels.shape[1] if labels.ndim > 1 else int(labels.max()) + 1))
+        if names is not None:
+            classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
+            if self.classes and self.classes != classes:
+                raise ValueError(f"{where}: its classes, {classes[:5]}, are not those before, {self.classes[:5]}.")
+            self.classes = classes
+
+    def _where(self, part: str) -> str:
+        return f"{type(self.source(part)).__name__}, the {part} images"
+
+    def _check_images(self, where: str, images: Any) -> None:
+        if not self.streams:
+            super()._check_images(where, images)
+
+
+class MapDataset(SourceDataModule):
+    """Any map-style torch `Dataset`s.
+
+    Args:
+        source: of the training images.
+        val_source, test_source: None carves them from the training images, by `val_size` and `test_size`.
+        options: of `SourceDataModule`.
+    """
+
+    def __init__(self, *, source: Any, val_source: Any = None, test_source: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.sources = {"train": source, "val": val_source, "test": test_source}
+        for split, given in self.sources.items():
+            if given is not None and not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+                option = "source" if split == "train" else f"{split}_source"
+                raise ValueError(f"data.{option} is a {type(given).__name__}; it needs __len__ and __getitem__(index).")
+
+    def source(self, split: str) -> Any:
+        return self.sources[split]
+
+
+class Squares(Dataset):
+    """The items of a Dataset, each image as uint8 (1 or 3, side, side): 1 for a grey one, or where `channels` is 1."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, source: Any, side: int, channels: int, where: str) -> None:
+        self.source, self.side, self.channels, self.where = source, side, channels, where
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+        item = self.source[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(f"{self.where}: an item must be (image, label), not {type(item).__name__}.")
+        image = as_image(self.where, item[0])
+        grey = len(image.getbands()) == 1 and image.mode != "P"
+        return square(image, self.side, 1 if grey else self.channels), item[1]
+
+
+class StreamedSet(ImageSet):
+    """Images read when they are fetched; `images` are `Squares`."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        shape = self.channels, self.images.side, self.images.side
+        images = np.empty((len(rows), *shape), np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            images[place] = self.images[row][0]  # grey counts for all channels
+        return torch.from_numpy(images)
+
+
+def as_image(where: str, image: Any) -> Image.Image:
+    """What a Dataset gives as an image, as PIL's.
+
+    Raises:
+        ValueError: it is none of those that `SourceDataModule` takes.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    pixels = np.asarray(image)
+    if isinstance(image, Tensor) and image.ndim == 3:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(
+            f"{where}: an image must be PIL's, an array (H, W) or (H, W, 3), or a tensor (C, H, W), uint8 or floats in "
+            f"0..1 (leave Normalize out of its transform), not {type(image).__name__} {pixels.dtype} {pixels.shape}."
+        )
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def given_labels(source: Any) -> list[Any]:
+    """The labels of a Dataset: its `targets` or `labels`, if they are what its items say, else those of its items."""
+    first = np.asarray(source[0][1])
+    for name in ("targets", "labels") if getattr(source, "target_transform", None) is None else ():
+        labels = getattr(source, name, None)
+        if labels is not None and len(labels) == len(source) and np.array_equal(first, np.asarray(labels[0])):
+            return list(labels)
+    return [source[index][1] for index in track(range(len(source)), f"reading {len(source):,} labels")]
+
+
+def as_labels(where: str, labels: list[Any]) -> Tensor:
+    """Labels as int64 (N,), or those of other shapes and types as they are.
+
+    Raises:
+        ValueError: they are no numbers, or of several shapes.
+    """
+    values = [np.asarray(label) for label in labels]
+    if values[0].dtype.kind not in "biuf" or len({value.shape for value in values}) > 1:
+        raise ValueError(f"{where}: labels must be integers, or zeros and ones (K,), not such as {labels[0]!r}.")
+    stacked = torch.from_numpy(np.stack(values))
+    return stacked if stacked.ndim > 1 or stacked.is_floating_point() else stacked.long()
