@@ -111,7 +111,7 @@ def test_a_metric_of_several_numbers_is_logged_by_class(config) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["+metrics.acc._target_=torchmetrics.MeanMetric"], "metrics.acc: the module logs something of that name"),
+        (["metrics=macro", "+metrics.acc=${metrics.f1}"], "metrics.acc: the module logs something of that name"),
         (
             ["loss=focal", "loss._target_=torch.nn.CrossEntropyLoss", "~loss.gamma", "+loss.reduction=none"],
             "one number",

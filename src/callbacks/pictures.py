@@ -45,8 +45,9 @@ class TensorBoardPictures(Callback):
         images, labels = data.examples("val", min(self.images, data.size("val")))
         with looking_at(pl_module):
             logits = pl_module(data.preprocess.to(pl_module.device)(images.to(pl_module.device)))
-        if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), len(data.classes)):
-            return  # no classifier
+        classifies = isinstance(logits, torch.Tensor) and logits.shape == (len(images), len(data.classes))
+        if not classifies or labels.ndim > 1:
+            return  # no classifier to one label
         probabilities = logits.softmax(dim=1).float().cpu().numpy()
         figure = figures.examples(images.numpy(), labels.numpy(), probabilities, data.classes, "Validation images")
         writer.add_image("val/predictions", figures.pixels(figure), trainer.global_step, dataformats="HWC")

@@ -96,7 +96,7 @@ class Task(LightningModule):
         self.sums[stage].add(step.items, {"loss": step.loss.detach() * step.items, **step.sums})
         if stage in self.metrics:
             rows = counted(batch[1])
-            self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())
+            self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())  # type: ignore[operator]
         return step
 
     def _check_loss(self) -> None:
@@ -139,7 +139,7 @@ class Task(LightningModule):
         """The metrics, a value of several numbers under the names of the classes."""
         values = self.metrics[stage].compute()  # type: ignore[operator]
         self.metrics[stage].reset()  # type: ignore[operator]
-        measured = {}
+        measured: dict[str, Tensor] = {}
         for name, value in values.items():
             if value.ndim:
                 names = self.trainer.datamodule.classes  # type: ignore[attr-defined]

@@ -28,11 +28,8 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weight", None if weight is None else torch.tensor(weight).float(), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        options = {
-            "weight": self.weight,
-            "ignore_index": IGNORE,
-            "label_smoothing": self.label_smoothing * self.training,
-        }
+        smoothing = self.label_smoothing if self.training else 0.0
+        options: Any = {"weight": self.weight, "ignore_index": IGNORE, "label_smoothing": smoothing}
         if self.weight is None:
             return F.cross_entropy(logits, labels, **options)
         return F.cross_entropy(logits, labels, reduction="sum", **options) / counted(labels).sum()

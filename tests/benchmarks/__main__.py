@@ -68,17 +68,18 @@ def main() -> None:
     if not (Path(arguments.root) / "cifar-10-batches-py").is_dir():
         parser.error(f"there is no CIFAR-10 in {arguments.root}: give its folder with --root")
 
-    table = Table("figure", "measured", "target", "", "of", title="  ".join(machine().values()))
     rows: list[Row] = []
     setting = Setting(arguments.root, arguments.repeats, arguments.gpu)
+    print(*machine().values(), sep="  ")
     for name in arguments.only or (ON_GPU if arguments.gpu else ON_CPU):
         start = time.perf_counter()
-        rows += PARTS[name](setting)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    for row in rows:
-        mark = "" if not row.target else "ok" if row.holds else "MISSED"
-        table.add_row(row.name, f"{row.value:.3g} {row.unit}", row.target, mark, row.detail)
-    Console(width=140).print(table)
+        found = PARTS[name](setting)
+        rows += found
+        table = Table("figure", "measured", "target", "", "of", title=f"{name}: {time.perf_counter() - start:.0f} s")
+        for row in found:
+            mark = "" if not row.target else "ok" if row.holds else "MISSED"
+            table.add_row(row.name, f"{row.value:.3g} {row.unit}", row.target, mark, row.detail)
+        Console(width=140).print(table)
 
     folder = Path("logs/bench")
     folder.mkdir(parents=True, exist_ok=True)
