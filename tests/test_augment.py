@@ -45,6 +45,9 @@ def test_random_crop_cuts_what_torchvision_cuts_from_each_image_padded_unless_it
         (augment.RandomCrop, {"mode": "mirror"}, "'mirror'.*'zero' or 'reflect'"),
         (augment.MixUp, {"alpha": 0.0}, r"MixUp: alpha=0\.0 must be above 0"),
         (augment.CutMix, {"alpha": -1}, "CutMix: alpha=-1 must be above 0"),
+        (augment.MixUp, {"p": 1.5}, r"MixUp: p=1\.5 is a chance, from 0 to 1"),
+        (augment.MixUpOrCutMix, {"cutmix": 0}, "CutMix: alpha=0 must be above 0"),
+        (augment.MixUpOrCutMix, {"switch": 2}, "switch=2 is a chance, from 0 to 1"),
     ],
 )
 def test_mistakes_get_one_clear_message(kind, options, message):
@@ -155,6 +158,65 @@ def test_cutmix_pastes_a_box_and_weighs_the_labels_by_the_pixels_kept():
     assert len(set(kept.tolist())) > 6
 
 
+class Fixed(Draw):
+    """Draws worked out by hand: what `numbers` has for each kind, in turn."""
+
+    def __init__(self, size, numbers, **options):
+        super().__init__(size, num_classes=2, **options)
+        self.numbers = {kind: iter(torch.tensor(each) for each in values) for kind, values in numbers.items()}
+
+    def uniform(self, *shape):
+        return next(self.numbers["uniform"])
+
+    def integers(self, high, *shape):
+        return next(self.numbers["integers"])
+
+    def beta(self, alpha):
+        return next(self.numbers["beta"])
+
+
+# Four images of 2x2 px, all 0, 1, 2 and 3; half a batch away are 2, 3, 0 and 1. The classes are 0, 0, 1 and 1.
+FLAT = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+OF_TWO = torch.tensor([0, 0, 1, 1])
+
+
+def test_mixup_mixes_the_images_whose_draw_is_below_p():
+    numbers = {"beta": [[0.75, 0.75, 0.5, 0.5]], "uniform": [[0.2, 0.9, 0.3, 0.8]]}
+    out, labels = augment.MixUp(p=0.4)(FLAT, OF_TWO, Fixed(4, numbers))
+    assert out[:, 0, 0, 0].tolist() == [0.5, 1, 1, 3]  # 0.75 * 0 + 0.25 * 2; as it was; (2 + 0) / 2; as it was
+    assert labels.tolist() == [[0.75, 0.25], [1, 0], [0.5, 0.5], [0, 1]]
+
+
+def test_mixup_or_cutmix_cuts_the_images_whose_draw_is_below_switch_and_blends_the_others():
+    # A box's sides are sqrt(1 - 0) = the whole image's 2 px; around its pixel (1, 1) it is clipped to nothing less,
+    # around (0, 0) to the first pixel.
+    numbers = {
+        "beta": [[0.75] * 4, [0.0] * 4],
+        "integers": [[1, 0, 0, 1], [1, 0, 0, 1]],
+        "uniform": [[0.1, 0.2, 0.9, 0.9]],
+    }
+    out, labels = augment.MixUpOrCutMix(switch=0.5)(FLAT, OF_TWO, Fixed(4, numbers))
+    assert out[0, 0].tolist() == [[2, 2], [2, 2]]
+    assert out[1, 0].tolist() == [[3, 1], [1, 1]]
+    assert out[2:, 0, 0, 0].tolist() == [1.5, 2.5]  # 0.75 * 2 + 0.25 * 0, 0.75 * 3 + 0.25 * 1
+    assert labels.tolist() == [[0, 1], [0.75, 0.25], [0.25, 0.75], [0.25, 0.75]]
+
+
+@pytest.mark.parametrize("kind", [augment.MixUp, augment.CutMix, augment.MixUpOrCutMix])
+def test_mixing_ends_before_its_epoch_until(kind):
+    images, labels = torch.randn(12, 3, 4, 4), torch.arange(12) % 5
+    for epoch in range(4):
+        out, soft = kind(until=2)(images, labels, draw(epoch=epoch))
+        assert (soft is labels) == (out is images) == (epoch >= 2)
+    assert kind(p=0.0)(images, labels, draw())[0].equal(images)
+
+
+def test_labels_of_several_classes_are_mixed_as_they_are():
+    several = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    _, labels = augment.MixUp()(FLAT, several, Fixed(4, {"beta": [[0.75, 0.75, 0.5, 0.5]]}))
+    assert labels.tolist() == [[0.75, 1], [0.25, 0], [0.5, 1], [0.5, 0]]
+
+
 def test_draws_have_the_distribution_they_are_named_after():
     beta = draw(20_000).beta(0.4)
     assert abs(beta.mean() - 0.5) < 0.01
@@ -179,7 +241,7 @@ def test_any_torchvision_transform_draws_for_each_image_and_leaves_the_global_ge
 
 OURS = [
     *(augment.RandomCrop(2), augment.RandomHorizontalFlip(), augment.AlternatingFlip(), augment.RandomResizedCrop(8)),
-    *(augment.Cutout(3), augment.MixUp(), augment.CutMix()),
+    *(augment.Cutout(3), augment.MixUp(p=0.5), augment.CutMix(), augment.MixUpOrCutMix()),
 ]
 
 

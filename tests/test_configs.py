@@ -12,6 +12,11 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
+NEEDED = {  # what a data set must be told
+    "data=dataset": ["data.source._target_=torchvision.datasets.FakeData"],
+    "data=torchvision": ["data.name=FashionMNIST"],
+    "data=huggingface": ["data.name=folder"],
+}
 
 
 def names(group: str) -> list[str]:
@@ -23,11 +28,9 @@ def defaults(file: str) -> list[Any]:
 
 
 def plain(*overrides: str, folder: Path) -> dict[str, Any]:
-    """Composed, every interpolation resolved, nothing missing; `folder` holds images too."""
-    for name in ("cat", "dog", "owl"):
-        (folder / f"train/{name}").mkdir(parents=True, exist_ok=True)
-    needs_root = any(override == "data=folder" for override in overrides)
-    cfg = composed(*overrides, *[f"data.root={folder}"] * needs_root, folder=folder)
+    """Composed, every interpolation resolved, nothing missing."""
+    needed = [option for override in overrides for option in NEEDED.get(override, ())]
+    cfg = composed(*overrides, *needed, folder=folder)
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     return content
@@ -44,6 +47,12 @@ def test_every_file_composes_with_every_data_set(data: str, tmp_path: Path) -> N
         choice = {group: choices[i % len(choices)] for group, choices in CHOICES.items()}
         cfg = plain(f"data={data}", *[f"{group}={name}" for group, name in choice.items()], folder=tmp_path)
         assert cfg["model"]["network"]["num_classes"] == cfg["data"]["num_classes"], choice
+
+
+@pytest.mark.parametrize("data", [name for name in names("data") if name != "base"])
+def test_every_data_set_has_a_root_and_channels_that_the_network_takes(data: str, tmp_path: Path) -> None:
+    cfg = plain(f"data={data}", "data.root=elsewhere", "data.channels=1", folder=tmp_path)
+    assert (cfg["data"]["root"], cfg["model"]["network"]["channels"]) == ("elsewhere", 1)
 
 
 @pytest.mark.parametrize("name", names("experiment"))

@@ -14,6 +14,7 @@ from src.data.base import ImageDataModule
 from src.data.digits import Digits
 from src.data.draw import Draw
 from src.data.memory import MemoryDataModule, stratified
+from src.data.samplers import TrainSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.*not resumable.*")
 
@@ -258,7 +259,10 @@ def test_mean_and_std_by_name_by_number_or_the_data_sets_own_or_those_of_pretrai
         ({"store": "gpu"}, r"data\.store='gpu' is unknown; choose 'cpu' or 'device'"),
         ({"store": "device", "num_workers": 2}, r"set data\.num_workers=0"),
         ({"num_classes": 5}, r"data\.num_classes=5, but the data set has 4 classes; set data\.num_classes=4"),
-        ({"limit": 3}, r"data\.limit=3 is fewer than one image for each of the 4 classes"),
+        ({"limit": 3}, r"data\.limit=3 is less than an image for each of 4 classes"),
+        ({"limit": 3, "num_classes": None}, r"data\.limit=3 is less than an image for each of 4 classes"),
+        ({"channels": 2}, r"data\.channels=2 must be 3, or 1 for grey images"),
+        ({"channels": 1}, r"load_train: .* data\.channels=1 is for grey ones: set data\.channels=3"),
         ({"resize": 6}, r"data\.resize=6 must be at least data\.image_size=8"),
         ({"mean": "cifar"}, r"data\.mean='cifar': choose three numbers, imagenet, half, or null"),
         ({"std": [0.1, 0.2]}, r"data\.std=\[0\.1, 0\.2\]: choose three numbers above 0"),
@@ -270,20 +274,154 @@ def test_mistakes_get_one_clear_message(options, message):
         ready(**options)
 
 
+IMAGES = numbered(range(100))
+CHANNELS_LAST = IMAGES.permute(0, 2, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.rand(100, 3, 8, 8), LABELS, r"images must be uint8 \(N, 3, H, W\), not torch\.float32 \(100, 3, 8, 8\)"),
-        (numbered(range(100))[:, :1], LABELS, r"images must be .*, not torch\.uint8 \(100, 1, 8, 8\)"),
-        (numbered(range(100)), LABELS.float(), r"labels must be int64 \(100,\), not torch\.float32"),
-        (numbered(range(100)), LABELS[:90], r"labels must be int64 \(100,\), not torch\.int64 \(90,\)"),
-        (numbered(range(100)), LABELS + 1, r"Numbered\.load_train: labels must be 0 to 3, not 1 to 4"),
+        (IMAGES.numpy(), LABELS, r"images must be a tensor, not ndarray; torch\.as_tensor\(images\)"),
+        (IMAGES / 255, LABELS, r"not torch\.float32 \(100, 3, 8, 8\); \(images \* 255\)\.round\(\)\.byte\(\)"),
+        (CHANNELS_LAST, LABELS, r"not torch\.uint8 \(100, 8, 8, 3\); images\.permute\(0, 3, 1, 2\)"),
+        (IMAGES[:, 0], LABELS, r"not torch\.uint8 \(100, 8, 8\); images\.unsqueeze\(1\)"),
+        (IMAGES[:0], LABELS[:0], r"not torch\.uint8 \(0, 3, 8, 8\); the split is empty"),
+        (IMAGES, LABELS.tolist(), r"labels must be a tensor, not list; torch\.as_tensor\(labels\)"),
+        (IMAGES, LABELS + 1, r"int64 \(100,\) of 0 to 3, .*; they are 1 to 4: labels - 1"),
+        (IMAGES, LABELS - 1, r"int64 \(100,\) of 0 to 3, .*; they are -1 to 2: see self\.classes"),
+        (IMAGES, LABELS * 2, r"; they are 0 to 6: see self\.classes"),
+        (IMAGES, LABELS.int(), r"not torch\.int32 \(100,\); labels\.long\(\)"),
+        (IMAGES, LABELS.float(), r"not torch\.float32 \(100,\); labels\.long\(\)"),
+        (IMAGES, LABELS[:90], r"not torch\.int64 \(90,\); each image needs its own"),
+        (IMAGES, LABELS[:, None], r"zeros and ones \(100, 4\), not torch\.int64 \(100, 1\); .*labels\.flatten\(\)"),
+        (
+            IMAGES,
+            torch.full((100, 4), 0.5),
+            r"zeros and ones \(100, 4\), not torch\.float32 \(100, 4\); labels\.argmax",
+        ),
     ],
 )
-def test_a_data_set_of_ones_own_is_told_what_is_wrong_with_it(monkeypatch, images, labels, message):
-    monkeypatch.setattr(Numbered, "load_train", lambda self: (images, labels))
-    with pytest.raises(ValueError, match=message):
-        ready("fit")
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_data_set_of_ones_own_is_told_what_is_wrong_with_it_and_what_to_do(
+    monkeypatch, part, images, labels, message
+):
+    monkeypatch.setattr(Numbered, f"load_{part}", lambda self: (images, labels))
+    with pytest.raises(ValueError, match=rf"^Numbered\.load_{part}: .*{message}"):
+        ready()
+
+
+def test_a_data_set_without_classes_or_of_images_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(Numbered, "load_test", lambda self: IMAGES)
+    with pytest.raises(ValueError, match=r"Numbered\.load_test must return \(images, labels\), not Tensor"):
+        ready("test")
+    data = Numbered()
+    data.classes = []
+    with pytest.raises(ValueError, match=r"Numbered\.load_train sets no classes; self\.classes = "):
+        data.setup("fit")
+
+
+def test_classes_that_the_config_leaves_open_are_counted():
+    assert ready("fit", num_classes=None).num_classes == 4
+
+
+# Grey images
+
+
+class Grey(Numbered):
+    own_mean = own_std = None
+
+    def load_train(self):
+        return IMAGES[:, :1], LABELS
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_are_held_with_one_channel_and_repeated_when_fetched(channels):
+    data = Grey(channels=channels, augment={"crop": RandomCrop(2), "cutout": Cutout(2), "mix": MixUp()})
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert data._sets["train"].images.shape == (100, 1, 8, 8)
+    assert (images.shape, images.dtype) == ((10, channels, 8, 8), torch.uint8)
+    assert (images == images[:, :1, :1, :1]).all()
+    assert data.augment(images, labels)[0].shape == (10, channels, 8, 8)
+    pixels = torch.tensor(everything(data, "train")[0]).double() / 255
+    torch.testing.assert_close(data.mean, [pixels.mean().item()] * channels)
+    torch.testing.assert_close(data.std, [pixels.std(unbiased=False).item()] * channels)
+
+
+def test_with_one_channel_mean_and_std_are_one_number():
+    data = Grey(channels=1, mean="half")
+    data.setup("fit")
+    assert (data.mean, data.std) == ([0.5], [0.5])
+    torch.testing.assert_close(data.preprocess(IMAGES[51:52, :1]), torch.full((1, 1, 8, 8), 51 / 127.5 - 1))
+    with pytest.raises(ValueError, match=r"data\.mean='imagenet': choose one number, imagenet, half, or null"):
+        Grey(channels=1, mean="imagenet").setup("fit")
+
+
+# Multi-label
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bool])
+def test_labels_of_zeros_and_ones_are_kept_as_floats_and_padding_is_minus_one_throughout(monkeypatch, dtype):
+    several = torch.rand(100, 4, generator=torch.Generator().manual_seed(0)) < 0.3
+    monkeypatch.setattr(Numbered, "load_train", lambda self: (IMAGES, several.to(dtype)))
+    data = ready("fit", augment={"mix": MixUp()})
+    numbers, labels = everything(data, "train")
+    assert data.multilabel
+    assert labels.dtype == torch.float32
+    assert torch.equal(labels, several[numbers].float())
+    assert torch.equal(data.class_counts(), several[numbers].sum(0))
+    assert sorted(numbers + everything(data, "val")[0]) == list(range(100))
+    assert sizes(ready(limit=20, batch_size=4)) == [16, 4, 20]
+    _, padded = data._sets["val"].__getitems__([0, -1])
+    assert padded[1].tolist() == [-1] * 4
+    _, mixed = data.augment(IMAGES[:10], labels[:10])
+    assert (mixed.shape, mixed.dtype) == ((10, 4), torch.float32)
+    with pytest.raises(ValueError, match=r"data\.balance=true needs images of one class each"):
+        ready("fit", balance=True)
+    assert not ready("test").multilabel
+
+
+# Balanced draws
+
+
+def test_a_balanced_epoch_is_as_long_and_shows_every_class_equally_often_and_every_image_sometimes():
+    data = ready("fit", balance=True)
+    assert data.class_counts().tolist() == [32, 24, 16, 8]
+    sampler = data.train_dataloader().sampler
+    drawn = []
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        rows = torch.tensor(list(sampler))
+        assert data._sets["train"].labels[rows].bincount().tolist() == [20] * 4
+        drawn.append(rows)
+    assert not torch.equal(drawn[0].sort().values, drawn[1].sort().values)
+    counts = torch.cat(drawn).bincount(minlength=80).reshape(-1)
+    for label, size in enumerate([32, 24, 16, 8]):  # binomial: 1,200 draws of one in `size`
+        own, expected = counts[data._sets["train"].labels == label], 1200 / size
+        assert (own - expected).abs().max() < 5 * expected**0.5
+
+
+def test_a_class_without_images_is_not_drawn_and_takes_no_share():
+    labels = torch.tensor([0] * 5 + [2] * 2)
+    sampler = TrainSampler(Labelled(labels), lambda: None, 1, True, rank=0, num_replicas=1)
+    assert labels[list(sampler)].bincount().tolist() == [4, 0, 3]
+
+
+class Labelled:
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_balanced_batches_of_all_processes_together_are_those_of_one(world):
+    whole = [numbers_in(batch) for batch in ready(balance=True, batch_size=16).train_dataloader()]
+    assert len({n for batch in whole for n in batch}) < 80
+    for rank in range(world):
+        data = ready(rank=rank, world=world, batch_size=16 // world, balance=True)
+        assert [numbers_in(batch) for batch in data.train_dataloader()] == [batch[rank::world] for batch in whole]
 
 
 @pytest.mark.parametrize(("split", "message"), [("val", "no validation images"), ("dev", "'train', 'val' or 'test'")])
@@ -382,6 +520,14 @@ def test_a_step_that_failed_is_done_again_after_a_resume(tmp_path):
     assert_same(fit(tmp_path, tmp_path / "failed.ckpt", max_epochs=2), whole[6:])
 
 
+def test_a_balanced_run_goes_on_with_the_very_next_batch_in_mid_epoch(tmp_path):
+    options = {"data": {"balance": True}, "max_epochs": 2}
+    whole = fit(tmp_path, save={"every_n_train_steps": 1}, **options)
+    assert len(whole) == 8
+    for done in (2, 5):
+        assert_same(fit(tmp_path, tmp_path / f"step={done}.ckpt", **options), whole[done:])
+
+
 def test_overfitting_on_a_few_batches_repeats_the_same_images(tmp_path):
     batches = fit(tmp_path, overfit_batches=2, max_epochs=2)
     assert len(batches) == 4
@@ -414,5 +560,8 @@ def test_digits_are_scikit_learns_pixels_split_into_1437_and_always_the_same_360
     assert digits(32).examples("test", 1)[0].shape == (1, 3, 32, 32)
     both = torch.cat([train, test])
     assert (both[:, 0] == both[:, 2]).all()
+    one = Digits(num_classes=10, image_size=8, batch_size=64, channels=1)
+    one.setup("test")
+    assert torch.equal(one.examples("test", 360)[0], test[:, :1])
     original = sorted((x / 16 * 255).round().astype("uint8").tobytes() for x in load_digits().images)
     assert sorted(x[0].numpy().tobytes() for x in both) == original

@@ -52,8 +52,8 @@ class Torchvision(SourceDataModule):
         self.kind, self.download, self.options = getattr(datasets, name), download, dict(options or {})
         self.splits = dict(zip(("train", "val", "test"), NAMES[name], strict=True))
         self.keyword = {bool: "train", str: "split"}.get(type(self.splits["train"]))
-        if ours := {"root", "download", self.keyword} & set(self.options):
-            raise ValueError(f"data.options={self.options}: {', '.join(sorted(ours))} is set here; leave it out.")
+        if ours := [key for key in self.options if key in ("root", "download", self.keyword)]:
+            raise ValueError(f"data.options={self.options}: {', '.join(ours)} is set here; leave it out.")
         self.sources: dict[str, Any] = {}
 
     def fetch(self) -> None:
@@ -116,7 +116,7 @@ class HuggingFace(SourceDataModule):
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.name, self.options = name, dict(options or {})
+        self.place, self.options = name, dict(options or {})
         self.image_column, self.label_column = image_column, label_column
 
     def fetch(self) -> None:
@@ -132,11 +132,11 @@ class HuggingFace(SourceDataModule):
             from datasets import load_dataset, load_from_disk
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
-        saved = any(Path(self.name, file).is_file() for file in ("dataset_dict.json", "state.json"))
-        found = load_from_disk(self.name) if saved else load_dataset(self.name, **self.options)
+        saved = any(Path(self.place, file).is_file() for file in ("dataset_dict.json", "state.json"))
+        found = load_from_disk(self.place) if saved else load_dataset(self.place, **self.options)
         splits = found if isinstance(found, dict) else {"train": found}
         if "train" not in splits:
-            raise ValueError(f"data.name={self.name} has the splits {', '.join(splits)}, but no train.")
+            raise ValueError(f"data.name={self.place} has the splits {', '.join(splits)}, but no train.")
         image = self._column(splits["train"].features, "image_column", "Image")
         label = self._column(splits["train"].features, "label_column", "ClassLabel")
         return {split: Table(table, image, label) for split, table in splits.items()}
@@ -146,7 +146,7 @@ class HuggingFace(SourceDataModule):
         found = [name for name, feature in features.items() if asked == name or type(feature).__name__ == kind]
         if asked not in (None, *features) or (asked is None and len(found) != 1):
             raise ValueError(
-                f"data.{option}={asked or 'null'}: data.name={self.name} has {len(found)} columns of type {kind}; "
+                f"data.{option}={asked or 'null'}: data.name={self.place} has {len(found)} columns of type {kind}; "
                 f"choose one of {', '.join(features)}."
             )
         return asked or found[0]

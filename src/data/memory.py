@@ -113,9 +113,7 @@ class MemoryDataModule(ImageDataModule):
         if self.limit is None or self.limit >= len(rows):
             return rows
         if self.limit < len(self.classes):
-            raise ValueError(
-                f"data.limit={self.limit} is fewer than one image for each of {len(self.classes)} classes."
-            )
+            raise ValueError(f"data.limit={self.limit} is less than an image for each of {len(self.classes)} classes.")
         return rows[stratified(labels[rows], self.limit, self.split_seed)[0]]
 
     def _held(self, part: str, given: Any) -> tuple[Any, Tensor]:
@@ -145,49 +143,48 @@ class MemoryDataModule(ImageDataModule):
 def check_images(where: str, images: Any, channels: int) -> None:
     """Raise ValueError, with the remedy, unless `images` are uint8 (N, 3, H, W), or (N, 1, H, W) for grey ones."""
     if not isinstance(images, Tensor):
-        raise ValueError(f"{where}: images must be a tensor, not {type(images).__name__}: torch.as_tensor(images).")
-    shape = (*images.shape,)
-    wrong = f"{where}: images must be uint8 (N, 3, H, W), or (N, 1, H, W) for grey ones, not {images.dtype} {shape}"
-    if images.ndim != 4 or shape[1] not in (1, 3):
-        swapped = images.ndim == 4 and shape[3] in (1, 3)
-        remedy = "images.permute(0, 3, 1, 2)" if swapped else "images.unsqueeze(1)" if images.ndim == 3 else "reshape"
-        raise ValueError(f"{wrong}: {remedy}.")
-    if images.dtype != torch.uint8:
-        remedy = "(images * 255).round().byte(), if they are 0 to 1" if images.is_floating_point() else "images.byte()"
-        raise ValueError(f"{wrong}: {remedy}.")
-    if not len(images):
-        raise ValueError(f"{where}: there are no images, {shape}.")
-    if shape[1] > channels:
-        raise ValueError(f"{where}: data.channels=1 is for grey images (N, 1, H, W), not {shape}; set data.channels=3.")
+        raise ValueError(f"{where}: images must be a tensor, not {type(images).__name__}; torch.as_tensor(images).")
+    shape, remedy = (*images.shape,), ""
+    if images.ndim == 3:
+        remedy = "images.unsqueeze(1)"
+    elif images.ndim != 4 or shape[1] not in (1, 3):
+        remedy = "images.permute(0, 3, 1, 2)"
+    elif images.dtype != torch.uint8:
+        remedy = "(images * 255).round().byte(), if they are 0 to 1"
+    elif not len(images):
+        remedy = "the split is empty"
+    elif shape[1] > channels:
+        remedy = "data.channels=1 is for grey ones: set data.channels=3"
+    if remedy:
+        wanted = "uint8 (N, 3, H, W), or (N, 1, H, W) for grey ones"
+        raise ValueError(f"{where}: images must be {wanted}, not {images.dtype} {shape}; {remedy}.")
 
 
 def checked_labels(where: str, labels: Any, count: int, classes: Sequence[str]) -> Tensor:
     """The labels, int64 (N,), or as float32 where they are (N, K) of zeros and ones.
 
     Raises:
-        ValueError: they are something else, not `count`, or not those of `classes`.
+        ValueError: they are something else, not `count`, or not those of `classes`; says the remedy.
     """
     if not isinstance(labels, Tensor):
-        raise ValueError(f"{where}: labels must be a tensor, not {type(labels).__name__}: torch.as_tensor(labels).")
+        raise ValueError(f"{where}: labels must be a tensor, not {type(labels).__name__}; torch.as_tensor(labels).")
     if not classes:
-        raise ValueError(f"{where} sets no classes: self.classes = [...], their names in the order of the labels.")
-    if not labels.ndim or len(labels) != count:
-        raise ValueError(f"{where}: {count} images need as many labels, not {(*labels.shape,)}.")
-    last = len(classes) - 1
-    if labels.ndim > 1:
-        if labels.shape[1:] != (last + 1,) or not ((labels == 0) | (labels == 1)).all():
-            raise ValueError(
-                f"{where}: labels {(*labels.shape,)} are not zeros and ones for each of {last + 1} classes (N, {last + 1}); "
-                "for one class an image, int64 (N,), take labels.argmax(1) or labels.flatten()."
-            )
+        raise ValueError(f"{where} sets no classes; self.classes = [...], their names in the order of the labels.")
+    shape, number, remedy = (*labels.shape,), len(classes), ""
+    if shape[:1] != (count,):
+        remedy = "each image needs its own"
+    elif shape == (count, number) and ((labels == 0) | (labels == 1)).all():
         return labels.float()
-    if labels.dtype != torch.int64:
-        raise ValueError(f"{where}: labels must be int64 ({count},), not {labels.dtype}: labels.long().")
-    if labels.min() < 0 or labels.max() > last:
-        remedy = (
-            "labels - 1" if labels.min() == 1 and labels.max() == last + 1 else "one of self.classes for each label"
-        )
-        raise ValueError(f"{where}: labels must be 0 to {last}, not {labels.min()} to {labels.max()}: {remedy}.")
+    elif labels.ndim > 1:
+        remedy = "labels.argmax(1) or labels.flatten(), if an image has one class"
+    elif labels.dtype != torch.int64:
+        remedy = "labels.long()"
+    elif labels.min() < 0 or labels.max() >= number:
+        from_one = labels.min() == 1 and labels.max() == number
+        remedy = f"they are {labels.min()} to {labels.max()}: {'labels - 1' if from_one else 'see self.classes'}"
+    if remedy:
+        wanted = f"int64 ({count},) of 0 to {number - 1}, or zeros and ones ({count}, {number})"
+        raise ValueError(f"{where}: labels must be {wanted}, not {labels.dtype} {shape}; {remedy}.")
     return labels
 
 

@@ -69,7 +69,8 @@ class SourceDataModule(MemoryDataModule):
     def _read(self, squares: "Squares", where: str) -> tuple[Any, Tensor]:
         """All images, uint8 (N, 1, S, S) if all are grey, else (N, 3, S, S), and their labels."""
         loader: Any = DataLoader(squares, 64, num_workers=self.num_workers, collate_fn=list)
-        images, labels = np.empty((len(squares), *squares[0][0].shape), np.uint8), []
+        images = np.empty((len(squares), *squares[0][0].shape), np.uint8)
+        labels: list[Any] = []
         for batch in track(loader, f"reading {len(squares):,} images"):
             for image, label in batch:
                 if len(image) > images.shape[1]:
@@ -80,7 +81,7 @@ class SourceDataModule(MemoryDataModule):
 
     def _name_classes(self, where: str, names: Any, labels: Tensor) -> None:
         if names is None and not self.classes:
-            names = range(self.num_classes or (labels.shape[1] if labels.ndim > 1 else int(labels.max()) + 1))
+            names = range(self.num_classes or (labels.shape[1] if labels.ndim > 1 else max(int(labels.max()) + 1, 1)))
         if names is not None:
             classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
             if self.classes and self.classes != classes:
