@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -134,8 +135,11 @@ def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
     if isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         cause = user_error(error.__cause__)
+        *_, last = traceback.extract_tb(error.__cause__.__traceback__)
+        if cause is not None and Path(last.filename).is_relative_to(CONF.parent / "src"):
+            return cause  # our own messages name the option
         section = re.search(r"full_key: (\S+)", str(error))
-        return cause or ValueError(f"{section[1] if section else 'the config'}: {error.__cause__}")
+        return ValueError(f"{section[1] if section else 'the config'}: {cause or error.__cause__}")
     is_user_s = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
     return error if is_user_s else None
 

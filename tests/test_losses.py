@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score
 from torchvision.ops import sigmoid_focal_loss
 
+from src.data.memory import MemoryDataModule
 from src.modules.losses import BinaryCrossEntropy, CrossEntropy, Focal, class_weights
 from src.runs.record import read_metrics, read_results
 from src.runs.run import open_run
@@ -121,3 +122,48 @@ def test_a_metric_of_several_numbers_is_logged_by_class(config) -> None:
 def test_mistakes_in_losses_and_metrics_get_one_message(config, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         train_here(config(*QUICK, *SILENT, *options))
+
+
+class Halves(MemoryDataModule):
+    """Which halves of a noisy image are bright?"""
+
+    def load_train(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self.classes = ["left", "top"]
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(100, (240, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.rand(240, 2, generator=generator) < torch.tensor([0.5, 0.2])
+        images[labels[:, 0], :, :, :16] += 40
+        images[labels[:, 1], :, :16] += 40
+        return images, labels.float()
+
+    load_test = load_train
+
+
+HALVES = [
+    "data._target_=tests.test_losses.Halves",
+    "data.num_classes=2",
+    "optimized_metric=val/loss",
+    "trusted=[tests]",
+]
+
+
+def test_several_labels_an_image_are_trained_and_measured(config) -> None:
+    extra = ["module@model=multilabel", "data.limit=null", "optimizer.lr=0.2", "trainer.max_epochs=8"]
+    metrics, objects, folder = train_here(config(*QUICK, *SILENT, *HALVES, *extra))
+    run, data = open_run(folder, trusted=["tests"]), objects["datamodule"]
+    images, labels = data.examples("test", data.size("test"))
+    with torch.no_grad():
+        logits = run.network(data.preprocess(images))
+    expected = {
+        "loss": F.binary_cross_entropy_with_logits(logits, labels),
+        "acc": ((logits > 0) == labels).float().mean(),
+    }
+    expected["map"] = average_precision_score(labels, logits, average="macro")
+    expected |= dict(zip(["f1_left", "f1_top"], f1_score(labels, logits > 0, average=None), strict=True))
+    assert {name: metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert metrics["test/map"] > 0.9
+
+
+def test_a_classifier_of_one_label_refuses_several(config) -> None:
+    with pytest.raises(ValueError, match="Halves has several labels an image: choose module@model=multilabel"):
+        train_here(config(*QUICK, *SILENT, *HALVES))

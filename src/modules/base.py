@@ -96,7 +96,10 @@ class Task(LightningModule):
         self.sums[stage].add(step.items, {"loss": step.loss.detach() * step.items, **step.sums})
         if stage in self.metrics:
             rows = counted(batch[1])
-            self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())  # type: ignore[operator]
+            try:
+                self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())  # type: ignore[operator]
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"metrics={', '.join(self.metrics[stage])}: {error}") from error  # type: ignore[arg-type]
         return step
 
     def _check_loss(self) -> None:
