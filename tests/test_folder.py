@@ -115,7 +115,7 @@ def test_one_channel_keeps_the_brightness_of_the_images_in_a_cache_of_its_own(ro
         [Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0)) for colour in COLOURS.values()]
     )
     assert ((images[:, 0, 4, 4] - expected[labels]).abs() <= 9).all()  # `fill` lights the dark channels up to 9
-    assert len(cached(root)) == 1
+    assert len(cached(root)) == 2
 
 
 def test_an_image_with_exif_orientation_stands_upright(tmp_path):
@@ -181,10 +181,10 @@ def test_the_cache_is_rebuilt_when_files_change(root, change, count):
 def test_of_two_that_prepare_at_once_one_decodes_and_the_other_waits_for_it(root, monkeypatch):
     decoded = []
 
-    def slow(path, side):
+    def slow(path, *options):
         decoded.append(path)
         time.sleep(0.02)
-        return decode(path, side)
+        return decode(path, *options)
 
     monkeypatch.setattr(folder_module, "decode", slow)
     with ThreadPoolExecutor(2) as pool:  # a file lock keeps threads apart as it does processes

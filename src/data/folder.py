@@ -72,7 +72,7 @@ class ImageFolder(MemoryDataModule):
         place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
         return (
             self.cache_dir
-            / f"{root.name}-{place}-{self.side}px{'-grey' * (self.channels == 1)}-{files.hexdigest()[:16]}.npy"
+            / f"{root.name}-{place}-{self.side}{'px' if self.channels == 3 else 'grey'}-{files.hexdigest()[:16]}.npy"
         )
 
     @cached_property
