@@ -132,8 +132,8 @@ class Halves(MemoryDataModule):
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(100, (240, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.rand(240, 2, generator=generator) < torch.tensor([0.5, 0.2])
-        images[labels[:, 0], :, :, :16] += 40
-        images[labels[:, 1], :, :16] += 40
+        images[labels[:, 0], :, :, :16] += 10
+        images[labels[:, 1], :, :16] += 10
         return images, labels.float()
 
     load_test = load_train
@@ -148,7 +148,7 @@ HALVES = [
 
 
 def test_several_labels_an_image_are_trained_and_measured(config) -> None:
-    extra = ["module@model=multilabel", "data.limit=null", "optimizer.lr=0.2", "trainer.max_epochs=8"]
+    extra = ["module@model=multilabel", "data.limit=null", "optimizer.lr=0.1", "trainer.max_epochs=6"]
     metrics, objects, folder = train_here(config(*QUICK, *SILENT, *HALVES, *extra))
     run, data = open_run(folder, trusted=["tests"]), objects["datamodule"]
     images, labels = data.examples("test", data.size("test"))
@@ -160,8 +160,8 @@ def test_several_labels_an_image_are_trained_and_measured(config) -> None:
     }
     expected["map"] = average_precision_score(labels, logits, average="macro")
     expected |= dict(zip(["f1_left", "f1_top"], f1_score(labels, logits > 0, average=None), strict=True))
-    assert {name: metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
-    assert metrics["test/map"] > 0.9
+    assert [metrics[f"test/{name}"] for name in expected] == pytest.approx([*map(float, expected.values())], abs=1e-5)
+    assert 0.7 < metrics["test/map"] < 1
 
 
 def test_a_classifier_of_one_label_refuses_several(config) -> None:
