@@ -21,6 +21,7 @@ from src.networks.resnet import BLOCKS, CifarResNet, ResNet
 from src.networks.speedrun import SpeedrunNet
 from src.networks.tinyvgg import TinyVGG
 from src.networks.vgg import STAGES, VGG
+from src.networks.weights import Weights, load_weights
 
 CUSTOM_STAGES = [32, 32, "M", 64, 64, 128, 128, 128, "M", 256, 256, 256, 512, 512, 512, "M"]
 
@@ -266,6 +267,40 @@ def test_networks_without_batch_norm_leave_chance_on_the_digits(
     assert metrics["test/acc"] > 0.4
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "torchvision"])
+def test_grey_images_change_the_first_convolution_alone(name: str) -> None:
+    with torch.device("meta"):
+        rgb, grey = (NETWORKS[name](num_classes=7, image_size=32, channels=channels).eval() for channels in (3, 1))
+        assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    shapes, others = ({n: (*p.shape,) for n, p in network.named_parameters()} for network in (rgb, grey))
+    assert list(shapes) == list(others)
+    first = next(iter(shapes))
+    assert (shapes[first][1], others[first][1]) == (3, 1)
+    differ = {n for n in shapes if shapes[n] != others[n]}
+    assert differ == {first} or (
+        name == "speedrun" and len(differ) == 3
+    )  # which has as many filters as a patch has values
+
+
+def test_what_needs_three_channels_says_so_and_weights_of_three_fit_no_other() -> None:
+    with pytest.raises(ValueError, match=r"three channels, not 1: set data\.channels=3, or take model=timm"):
+        TorchvisionNetwork(channels=1)
+    with pytest.raises(ValueError, match="transform_input=true is for images of three channels, not 1"):
+        GoogLeNet(channels=1, transform_input=True)
+    weights = Weights("mine", ResNet(18, 7, 32).state_dict(), None, None)
+    with pytest.raises(ValueError, match=r"weights for images of 3 channels; set data\.channels to that"):
+        load_weights(ResNet(18, 7, 32, channels=1), weights)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_speedrun_network_whitens_the_patches_of_images_of_any_channels(channels: int) -> None:
+    images = torch.randn(8, channels, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(3)
+    network = SpeedrunNet((16, 16, 16), image_size=16, channels=channels)
+    network.whiten(images, epsilon=0.0)
+    patches = network.whitening(images).transpose(0, 1).flatten(1)[: 4 * channels]
+    torch.testing.assert_close(patches @ patches.T / patches.shape[1], torch.eye(4 * channels), atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("name", [*models.list_models(module=models, exclude="regnet_*"), "regnet_y_400mf"])
 def test_every_classification_network_of_torchvision_gets_a_head(name: str) -> None:
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # regnets compute their widths
@@ -277,6 +312,7 @@ def test_timm_networks_get_a_head_or_say_what_is_missing(monkeypatch: pytest.Mon
     pytest.importorskip("timm", reason="timm is an optional extra")
     network = TimmNetwork("resnet10t", num_classes=7, image_size=32).eval()
     assert network(torch.randn(1, 3, 32, 32)).shape == (1, 7)
+    assert TimmNetwork("resnet10t", num_classes=7, channels=1).eval()(torch.randn(1, 1, 32, 32)).shape == (1, 7)
     assert network.get_submodule(network.head[0]).out_features == 7
     with pytest.raises(ValueError, match=r"timm has no network 'resnet19t'\. Did you mean"):
         TimmNetwork("resnet19t")

@@ -133,7 +133,10 @@ class HuggingFace(SourceDataModule):
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
         saved = any(Path(self.place, file).is_file() for file in ("dataset_dict.json", "state.json"))
-        found = load_from_disk(self.place) if saved else load_dataset(self.place, **self.options)
+        try:
+            found = load_from_disk(self.place) if saved else load_dataset(self.place, **self.options)
+        except ConnectionError as error:
+            raise FileNotFoundError(f"data.name={self.place} is no folder here, and: {error}") from error
         splits = found if isinstance(found, dict) else {"train": found}
         if "train" not in splits:
             raise ValueError(f"data.name={self.place} has the splits {', '.join(splits)}, but no train.")
