@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.runs.build import CONF, register_resolvers
-from src.runs.folder import LOGS, RunError
+from src.runs.folder import RunError
 
 USER_ERRORS = (
     *(ValueError, FloatingPointError, ModuleNotFoundError, RunError, errors.HydraException, OmegaConfBaseException),
@@ -96,8 +96,12 @@ def trusted(given: Given) -> list[str]:
 
 
 def log_dir(given: Given) -> str:
-    """Where runs lie, by what the command line says of it."""
-    return given.get("paths.log_dir") or os.path.join(given.get("paths.root_dir", "."), LOGS)
+    """Where runs lie, by the configs of this machine and by what the command line says of it."""
+    from src.sweeps.folder import quote
+
+    words = [f"{key}={quote(value)}" for key, value in given.items() if key.startswith("paths.") or key == "local"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("predict", words).paths.log_dir
 
 
 def quieten() -> None:

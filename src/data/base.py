@@ -36,6 +36,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         num_classes: K, as the network has it.
         image_size: side in pixels of what the network sees.
+        root: folder of the data set's files.
         resize: shorter side in pixels before the crop to `image_size`; None is `image_size`, after augmentation.
         batch_size: images per process.
         val_size: share (float) or number (int) of training images to validate on; 0 trains on all.
@@ -56,6 +57,7 @@ class ImageDataModule(LightningDataModule):
         *,
         num_classes: int,
         image_size: int,
+        root: str | Path | None = None,
         resize: int | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
@@ -74,6 +76,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
         if limit is not None and limit < num_classes:
             raise ValueError(f"data.limit={limit} is fewer than one image for each of the {num_classes} classes.")
+        if root is not None:
+            self.root = Path(root)
         self.num_classes, self.image_size, self.resize = num_classes, image_size, resize
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
