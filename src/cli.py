@@ -48,6 +48,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
 
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        sys.argv[1:] = map(switched_off, sys.argv[1:])
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
@@ -88,6 +89,12 @@ def go_on(given: Given) -> str | None:
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
     ConfigStore.instance().store("resumed", {"defaults": defaults, "hydra": own, **config})
     return "resumed"
+
+
+def switched_off(word: str) -> str:
+    """`logger=null`, and the same of any other group of conf, in Hydra's words: `logger=[]`."""
+    group, _, value = word.partition("=")
+    return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word
 
 
 def trusted(given: Given) -> list[str]:

@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     cli.quieten()
     register_resolvers()
     if "hydra" in cfg:  # composed with return_hydra_config=True: Hydra's own part is none of the run's
-        cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if cfg.trainer.precision == "fastest":  # decided here once: the checkpoints' config has the decision
         from src.callbacks.processor import fastest_precision
 
@@ -62,6 +62,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
     if spawns and not keeps:
         raise ValueError("trainer.strategy=ddp_spawn needs callbacks.model_checkpoint, which brings its results back")
+    if spawns:
+        log.warning("the processes of ddp_spawn print no line for each epoch; those of trainer.strategy=ddp do")
     datamodule = build(cfg.data)
     datamodule.trainer = trainer
     datamodule.prepare_data()
@@ -72,7 +74,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     model.example_input_array = torch.zeros(1, 3, datamodule.image_size, datamodule.image_size)
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:
         check_config(config, trusted_packages(cfg.trusted))

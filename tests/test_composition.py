@@ -29,12 +29,17 @@ Compose = Callable[..., DictConfig]
 @pytest.mark.parametrize("group", ["logger", "callbacks", "scheduler"])
 @pytest.mark.parametrize("off", ["none", "null", "[]"])
 def test_a_group_is_switched_off_in_three_ways(group: str, off: str) -> None:
-    cfg = composed(f"{group}={off}")
+    cfg = composed(cli.switched_off(f"{group}={off}"))
     if (group, off) == ("scheduler", "none"):
         assert cfg.scheduler.factory.factor == 1, "a constant rate"
     else:
         assert not cfg[group]
         assert group != "scheduler" or cfg.model.scheduler is None
+
+
+def test_null_stays_the_value_of_what_is_no_group() -> None:
+    words = ["seed=null", "data.limit=null", "-m", "logger.csv=null", "experiment=null", "logger=none"]
+    assert [cli.switched_off(word) for word in words] == [*words[:4], "experiment=[]", "logger=none"]
 
 
 def test_several_files_of_a_group_go_together() -> None:
@@ -49,7 +54,7 @@ def test_several_files_of_a_group_go_together() -> None:
 
 def test_without_a_logger_a_run_ends_and_what_lacks_its_curves_says_so(config: Compose, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
-        metrics, _, folder = train_here(config(*QUICK, *SILENT, "logger=null", "scheduler=null"))
+        metrics, _, folder = train_here(config(*QUICK, *SILENT, "logger=[]", "scheduler=[]"))
     assert "there is no logger" in caplog.text
     results = read_results(folder)
     assert results["status"] == "done"
@@ -151,6 +156,16 @@ def test_the_latest_run_is_looked_for_where_this_machine_keeps_its_runs(monkeypa
     monkeypatch.setenv("CLASSICS_LOG_DIR", "/runs (of mine)")
     assert cli.log_dir({}) == "/runs (of mine)"
     assert cli.log_dir({"paths.log_dir": "/given='1'", "run": "latest"}) == "/given='1'"
+
+
+def test_an_optimizer_of_timm_trains_and_reopens(config: Compose) -> None:
+    pytest.importorskip("timm", reason="timm is an optional extra")
+    lion = ["optimizer=adamw", "optimizer._target_=timm.optim.Lion", "~optimizer.fused", "optimizer.lr=1e-4"]
+    _, objects, folder = train_here(config(*QUICK, *SILENT, *lion, "test=false"))
+    assert type(objects["trainer"].optimizers[0]).__name__ == "Lion"
+    assert open_run(folder).model.training is False
+    resumed = config(*QUICK, *SILENT, *lion, "test=false", "trainer.max_epochs=3", f"resume={folder}")
+    assert train(resumed)[1]["trainer"].current_epoch == 3
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ def test_without_timms_weights_there_is_one_message(tmp_path: Path, monkeypatch:
     network, _ = timm_network(tmp_path)
     (tmp_path / "weights.pth").unlink()
     with pytest.raises(
-        FileNotFoundError, match="could not download the weights of resnet10t .* With a file from elsewhere"
+        FileNotFoundError, match=r"could not download the weights of resnet10t .* With a file from elsewhere"
     ):
         read_weights("pretrained", network)
     plain = TimmNetwork("resnet10t", options={"pretrained_cfg_overlay": {"hf_hub_id": None, "url": None}})
