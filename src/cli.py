@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.runs.build import CONF, register_resolvers
-from src.runs.folder import LOGS, RunError
+from src.runs.folder import RunError
 
 USER_ERRORS = (
     *(ValueError, FloatingPointError, ModuleNotFoundError, RunError, errors.HydraException, OmegaConfBaseException),
@@ -49,6 +49,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
 
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        sys.argv[1:] = map(switched_off, sys.argv[1:])
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
@@ -91,14 +92,24 @@ def go_on(given: Given) -> str | None:
     return "resumed"
 
 
+def switched_off(word: str) -> str:
+    """`logger=null`, and the same of any other group of conf, in Hydra's words: `logger=[]`."""
+    group, _, value = word.partition("=")
+    return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word
+
+
 def trusted(given: Given) -> list[str]:
     """The packages that the command line trusts: `trusted=[a,b]`."""
     return list(yaml.safe_load(given.get("trusted", "[]")) or [])
 
 
 def log_dir(given: Given) -> str:
-    """Where runs lie, by what the command line says of it."""
-    return given.get("paths.log_dir") or os.path.join(given.get("paths.root_dir", "."), LOGS)
+    """Where runs lie, by the configs of this machine and by what the command line says of it."""
+    from src.sweeps.folder import quote
+
+    words = [f"{key}={quote(value)}" for key, value in given.items() if key.startswith("paths.") or key == "local"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("predict", words).paths.log_dir
 
 
 def quieten() -> None:

@@ -29,7 +29,7 @@ from src.runs.table import CAPTION, REPEATS, Row
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
     *("paths.", "hydra.", "hydra/", "logger.", "tags.", "task_name.", "resume.", "resume_sweep.", "ckpt_path."),
-    *("test.", "trusted.", "data.root.", "data.download.", "data.mirror."),
+    *("test.", "trusted.", "extras.", "data.root.", "data.download.", "data.mirror."),
     *("callbacks.progress_bar.", "callbacks.tensorboard_pictures.", "callbacks.model_summary."),
 )
 BESIDE = ("best epoch", "parameters", "images_per_s", "seconds")  # the numbers shown beside the metrics
@@ -93,6 +93,7 @@ def read_run(folder: Path, common: Path) -> Record:
         if not isinstance(config, dict):
             raise RunError(f"{folder / CONFIG} is no config")
         settings = _telling(pd.json_normalize(config).to_dict("records")[0])
+        settings |= {"seed": str(results["seed"])} if "seed" in results else {}  # it may have been drawn
         choices = (read_yaml(folder / HYDRA) or {"hydra": {"runtime": {"choices": {}}}})["hydra"]["runtime"]["choices"]
         differing = {key: str(choices.get(key, settings.get(f"{key}._target_", "?"))) for key in ("model", "data")}
         words = results.get("overrides") or read_yaml(folder / OVERRIDES) or []
@@ -170,8 +171,8 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
     histories: dict[str, dict[str, list[Any]]] = {}
     for row in rows:
         label = ", ".join(f"{key}={value}" for key, value in row.differing.items() if value and key != "data")
-        alike = histories.setdefault(row.differing["data"], {}).setdefault(label, [])
-        alike.extend(runs[name].history for name in row.runs)
+        if alike := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
+            histories.setdefault(row.differing["data"], {}).setdefault(label, []).extend(alike)
     shown = list(runs.values()) if len(runs) <= MOST else [runs[row.runs[0]] for row in rows][:MOST]
     found = {"groups": overview(rows), "histories": histories, "sweeps": sweeps, "shown": shown, "runs": every}
     template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)

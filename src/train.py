@@ -6,6 +6,7 @@ python -m src.train --help
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import cli
 from src.runs import record as records
 from src.runs.build import build, build_each, build_model, check_config, register_resolvers, trusted_packages
-from src.runs.folder import LAST, RunError, starts_again
+from src.runs.folder import LAST, RunError, draw_seed, starts_again
 from src.runs.run import load_checkpoint, resumed_config
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """
     import torch
     from lightning import seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from src.callbacks.checkpoint import AtomicCheckpointIO, RunRecord
@@ -39,17 +42,29 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     cli.quieten()
     register_resolvers()
+    if "hydra" in cfg:  # composed with return_hydra_config=True: Hydra's own part is none of the run's
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if cfg.trainer.precision == "fastest":  # decided here once: the checkpoints' config has the decision
         from src.callbacks.processor import fastest_precision
 
         cfg.trainer.precision = fastest_precision()
+    drawn = cfg.seed is None
+    if drawn:
+        cfg.seed = draw_seed()
     seed_everything(cfg.seed, workers=True, verbose=False)
 
     output = Path(cfg.paths.output_dir)
     record = RunRecord(output / "checkpoints", cfg.seed)
     logger = build_each(cfg.logger)
     callbacks = [record, *build_each(cfg.callbacks)]
-    trainer = build(cfg.trainer, callbacks=callbacks, logger=logger, plugins=[AtomicCheckpointIO()])
+    keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    parts = {"callbacks": callbacks, "logger": logger, "plugins": [AtomicCheckpointIO()]}
+    trainer = build(cfg.trainer, enable_checkpointing=keeps, **parts)
+    spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    if spawns and not keeps:
+        raise ValueError("trainer.strategy=ddp_spawn needs callbacks.model_checkpoint, which brings its results back")
+    if spawns:
+        log.warning("the processes of ddp_spawn print no line for each epoch; those of trainer.strategy=ddp do")
     datamodule = build(cfg.data)
     datamodule.trainer = trainer
     datamodule.prepare_data()
@@ -59,21 +74,29 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
+    if not keeps:
+        log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:
         check_config(config, trusted_packages(cfg.trusted))
     except RunError as error:
         log.warning("this run will train, but nothing will open or resume it: %s", error)
+    if drawn and trainer.is_global_zero:
+        log.info("seed=%d was drawn", cfg.seed)
+    if OmegaConf.select(cfg, "extras.print_config") and trainer.is_global_zero:
+        records.print_config(config)
 
     ckpt_path = cfg.ckpt_path
     if cfg.resume is not None:
         ckpt_path = str(output / LAST)
         if trainer.is_global_zero:
             records.restore_csv(logger, output, load_checkpoint(output / LAST)["global_step"])
-            record.started = lambda: records.keep_overrides(cfg, output)
+            record.started = partial(records.keep_overrides, cfg, output)
     trainer.fit(model, datamodule, ckpt_path=ckpt_path)
+    if spawns and (output / LAST).is_file():
+        records.take_over(trainer, load_checkpoint(output / LAST), logger, output)
 
     # A run that was stopped after its last epoch logs nothing more in `fit`.
     metrics = record.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -87,7 +110,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         records.write_results(output, results, record.seconds)
     if cfg.test and is_overridden("test_step", model):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or str(output / LAST)
-        trainer.test(model, datamodule, ckpt_path=best if Path(best).is_file() else None, verbose=False)
+        trainer.test(model, datamodule, ckpt_path=best if keeps and Path(best).is_file() else None, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if writes:
         records.write_results(output, results, record.seconds, status="done", metrics=metrics)
@@ -97,8 +120,8 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
-    """Takes out what watches a metric that never comes; the last epoch is then what counts."""
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    """Takes out what watches a metric that never comes, the last epoch is then what counts; and what lacks a logger."""
+    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
     def never_comes(metric: Any) -> bool:
         return metric is None or (str(metric).startswith("val/") and not validates)
@@ -112,6 +135,9 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
         elif isinstance(callback, EarlyStopping) and never_comes(callback.monitor):
             trainer.callbacks.remove(callback)
             log.warning("no early stopping: there is no %s to watch", callback.monitor or "optimized_metric")
+        elif isinstance(callback, LearningRateMonitor) and not trainer.loggers:
+            trainer.callbacks.remove(callback)
+            log.warning("no curves and no learning rates are kept: there is no logger")
 
 
 def main(cfg: DictConfig) -> float | None:

@@ -20,6 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.runs.build import CONF, register_resolvers
 
+# A developer's own places stay out of the tests and their commands: there is no conf/local/none.yaml.
+os.environ["CLASSICS_LOCAL"] = "none"
+for variable in ("CLASSICS_DATA_DIR", "CLASSICS_LOG_DIR"):
+    os.environ.pop(variable, None)
+
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT.parent / "shared" / "datasets"
 

@@ -70,8 +70,10 @@ def test_optunas_plots_are_drawn_in_the_house_style_and_nothing_of_it_stays() ->
     from matplotlib import rcParams
     from matplotlib.style import library
 
+    from src.sweeps.plots import house_style_for_optuna
+
     before, theirs = rcParams["axes.prop_cycle"], library["ggplot"].copy()
-    with figures.house_style():
+    with house_style_for_optuna():
         plt.style.use("ggplot")  # as they do
         assert tuple(rcParams["axes.prop_cycle"].by_key()["color"]) == figures.COLOURS
         assert rcParams["axes.facecolor"] == "white"

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.callbacks.finetune import Finetune
+from src.callbacks.finetune import Finetune, head_of, in_head
 from src.modules.classifier import ImageClassifier
 from src.modules.schedules import CosineWithWarmup
 
@@ -114,3 +115,22 @@ def test_a_network_that_does_not_say_what_its_head_is_is_refused(monkeypatch: py
     monkeypatch.setattr(Small, "head", ())
     with pytest.raises(ValueError, match="Small does not say which that is"):
         fit(Finetune())
+
+
+def test_the_head_of_ones_own_network_may_be_the_layer_of_that_name_or_one_name() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3))
+
+    assert [in_head(name, Own()) for name, _ in Own().named_parameters()] == [False, False, True, True]
+    assert head_of(SimpleNamespace(head="fc")) == ("fc",)
+    assert head_of(SimpleNamespace(head=None)) == ()
+
+
+def test_a_module_of_ones_own_without_a_network_is_refused_in_one_message() -> None:
+    class Foreign(LightningModule):
+        pass
+
+    with pytest.raises(ValueError, match=r'Foreign does not say which that is: give it .* head = \("fc",\)'):
+        Finetune().setup(Trainer(logger=False, accelerator="cpu"), Foreign(), "fit")

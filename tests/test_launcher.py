@@ -71,6 +71,8 @@ def main():
         raise ValueError(f"seed {seed} is unlucky")
     if kind == "memory":
         raise MemoryError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    if kind == "dry":
+        return
     checkpoint.parent.mkdir(exist_ok=True)
     if kind == "kill" and first == 0:
         checkpoint.write_text("0")
@@ -230,6 +232,12 @@ def test_a_job_is_its_own_process_without_multirun_in_its_command(standin: Stand
     pids = {(standin.folders[0] / str(i) / "starts.log").read_text().split()[0] for i in (0, 1)}
     assert len(pids) == 2
     assert "job 1 of ok" in (standin.folders[0] / "1" / "output.log").read_text()
+
+
+def test_a_pattern_stands_for_the_files_of_a_group(standin: Standin) -> None:
+    code, output = standin.sweep("shape=glob(*)", "epochs=1")
+    assert code == 0, output
+    assert {job.label for job in standin.jobs()} == {"shape=round", "shape=square"}
 
 
 def test_jobs_side_by_side_get_gpus_of_their_own_and_share_the_cores(standin: Standin) -> None:

@@ -24,13 +24,17 @@ MISTAKES = {
     "ckpt_path=nowhere.ckpt": "nowhere.ckpt",
     "optimizer.lr=fast": "fast",
     "scheduler.factory.warmup=2": "warmup",
+    "optimized_metric=val/f1": "val/acc, val/acc_top5, val/loss; choose one of them",
+    "optimized_metric=train/score": "train/score was not logged; what is logged: lr-SGD, train/acc, train/images_per_s",
+    "+callbacks.early_stopping.foo=1": "callbacks.early_stopping: EarlyStopping.__init__() got an unexpected keyword",
+    "trainer.strategy=ddp_spawn callbacks=none": "needs callbacks.model_checkpoint",
 }
 
 
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_gets_one_clear_message(override: str, tmp_path: Path, monkeypatch, capsys) -> None:
     folders = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
-    monkeypatch.setattr("sys.argv", ["train", *QUICK[:2], *folders, override])
+    monkeypatch.setattr("sys.argv", ["train", *QUICK[:2], *folders, *override.split(" ")])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # `run` changes it for what it starts; afterwards it is as before
     with pytest.raises(SystemExit) as exit:
         cli.run(main, "train")

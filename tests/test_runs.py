@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.runs.build import CONF, check_config, mode_of, register_resolvers, trusted_packages
-from src.runs.folder import RunError, find_run, new_run, read_yaml, starts_again, whole, write_whole
+from src.runs.folder import RunError, draw_seed, find_run, new_run, read_yaml, starts_again, whole, write_whole
 from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
 from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
 
@@ -38,8 +38,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "name"),
     [
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, "slurm_7.2"),
-        ({}, "20*"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, "slurm_7.2_vgg11_digits"),
+        ({}, "20*_vgg11_digits"),
         ({"SLURM_JOB_ID": "7"}, "20*"),  # a job script without srun: one process
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "interactive"}, "20*"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, "20*"),
@@ -52,11 +52,35 @@ def test_processes_started_together_share_a_folder_where_the_config_has_runs(
         monkeypatch.setenv(key, value)
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["task_name=mine", "paths.root_dir=/elsewhere"], return_hydra_config=True)
+        cfg = compose("train", ["task_name=mine", "model=vgg11", "paths.root_dir=/elsewhere"], return_hydra_config=True)
     folder = Path(cfg.hydra.run.dir)
     assert folder.match(name)
     assert folder.parent == Path("/elsewhere/logs/mine/runs")
     assert cfg.hydra.run.dir == str(folder), "the name stays what it was"
+
+
+def test_a_run_without_a_config_of_its_model_has_the_rest_of_its_name() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["~model", "+model._target_=mylab.Net"], return_hydra_config=True)
+    assert Path(cfg.hydra.run.dir).match("20*[0-9]_digits")
+    assert Path(new_run("runs", "mylab/net", None)).match("runs/20*_mylab-net")
+
+
+def test_the_processes_of_a_run_draw_one_seed_and_each_run_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert draw_seed() != draw_seed()
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert draw_seed() != 7, "an earlier run's, in the same process"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert draw_seed() == 7, "the one that Lightning hands to the processes that it starts"
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}.items():
+        monkeypatch.setenv(key, value)
+    of_job_7 = draw_seed()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert draw_seed() == of_job_7
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert draw_seed() != of_job_7
 
 
 def test_processes_without_a_common_store_must_be_given_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +89,8 @@ def test_processes_without_a_common_store_must_be_given_a_folder(monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"hydra\.run\.dir="):
         new_run("logs")
+    with pytest.raises(ValueError, match="seed="):
+        draw_seed()
 
 
 def test_a_job_that_was_requeued_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:

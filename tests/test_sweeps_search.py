@@ -133,6 +133,17 @@ def test_failed_trials_do_not_stop_a_search(standin: Standin) -> None:
     assert "Going on" not in output, "a search whose trials have all run is finished, failed ones included"
 
 
+@pytest.mark.parametrize("how", [[OPTUNA, LR, "hydra/sweeper/pruner=median", "hydra.sweeper.n_trials=2"], ["lr=1,2"]])
+def test_a_sweep_as_a_dry_run_ends_well_though_no_job_leaves_results(standin: Standin, how: list[str]) -> None:
+    code, output = standin.sweep(*how, "kind=dry", "+logger.csv=x", "++trainer.fast_dev_run=true")
+    assert code == 0, output
+    assert "This was a dry run (trainer.fast_dev_run)" in output
+    assert count(standin.jobs()) == {"done": 2}
+    code, output = standin.sweep(OPTUNA, LR, "kind=dry", "hydra.sweeper.n_trials=2")
+    assert code == 2, "but a search whose jobs leave nothing has failed"
+    assert "dry run" not in output
+
+
 @pytest.mark.parametrize(
     "sampler", [["random"], ["nsga2"], ["random", "hydra.sweeper.sampler._target_=optuna.samplers.QMCSampler"]]
 )
@@ -220,7 +231,7 @@ def test_the_metrics_of_a_running_job_come_epoch_by_epoch_whole_lines_only(tmp_p
         ([LR, "hydra.sweeper.direction=up"], "give min or max"),
         ([LR, "hydra.sweeper.metric=[val/acc,parameters]"], "for each metric of val/acc, parameters"),
         ([LR, *TWO, "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=[]"),
-        ([LR, "+logger={}", "hydra/sweeper/pruner=median"], "needs logger=csv"),
+        ([LR, "+logger={}", "hydra/sweeper/pruner=median"], "needs logger.csv"),
         ([LR, "hydra.sweeper.storage=nowhere/study.journal"], "nowhere/study.journal cannot be used"),
         ([LR, "hydra.sweeper.storage=nosuchdb://x"], "nosuchdb://x cannot be used"),
         ([LR, "hydra.sweeper.storage=conf/standin.yaml"], "conf/standin.yaml cannot be used"),

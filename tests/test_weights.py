@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torchvision import models
 
 from src.networks.alexnet import AlexNet
 from src.networks.googlenet import GoogLeNet
-from src.networks.libraries import TorchvisionNetwork
+from src.networks.libraries import TimmNetwork, TorchvisionNetwork
 from src.networks.nin import NIN
 from src.networks.resnet import BLOCKS, CifarResNet, ResNet
 from src.networks.tinyvgg import TinyVGG
@@ -192,3 +193,60 @@ def test_every_counterpart_has_published_weights_with_a_hash_in_their_name() -> 
     for name in ("vgg11", "vgg11_bn", "vgg19_bn", "googlenet", "alexnet", *(f"resnet{depth}" for depth in BLOCKS)):
         url = models.get_model_weights(name).DEFAULT.url
         assert re.search(r"-[a-f0-9]{8,}\.pth$", url), url
+
+
+def test_the_last_layer_of_ones_own_network_may_differ_once_it_says_which_that_is() -> None:
+    def own(classes: int) -> nn.Module:
+        return nn.Sequential(OrderedDict(body=nn.Linear(2, 2), last=nn.Linear(2, classes)))
+
+    network = own(3)
+    with pytest.raises(ValueError, match=r'the network says which that is: give it .* head = \("fc",\)'):
+        load_weights(network, given(own(5).state_dict()))
+    network.head = ("last",)
+    assert load_weights(network, given(own(5).state_dict())) == ["last.weight", "last.bias"]
+
+    class Named(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(2, 2), nn.Linear(2, classes)
+
+    assert load_weights(Named(3), given(Named(5).state_dict())) == ["head.weight", "head.bias"]
+
+
+def timm_network(folder: Path, classes: int = 10, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network of timm whose published weights lie in a file, and these."""
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    published = timm.create_model("resnet10t").state_dict()
+    overlay = {"file": str(save(published, folder)), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    return TimmNetwork("resnet10t", classes, 32, {"pretrained_cfg_overlay": overlay, **options}), published
+
+
+def test_timms_own_weights_load_bit_for_bit_with_their_normalisation_and_a_new_head(tmp_path: Path) -> None:
+    network, published = timm_network(tmp_path)
+    weights = read_weights("pretrained", network)
+    assert (weights.mean, weights.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert load_weights(network, weights) == ["network.fc.weight", "network.fc.bias"]
+    assert same(network.network.state_dict(), published, but=("fc",))  # type: ignore[operator, union-attr]
+
+
+def test_timms_options_reach_the_network_and_one_that_it_lacks_is_named(tmp_path: Path) -> None:
+    network, _ = timm_network(tmp_path, drop_path_rate=0.3)
+    assert max(getattr(module, "drop_prob", 0) or 0 for module in network.modules()) == pytest.approx(0.3)
+    with pytest.raises(
+        ValueError, match=r"model\.network\.options=.*drop_paths.* do not suit timm's resnet10t: .*drop_paths"
+    ):
+        timm_network(tmp_path, drop_paths=0.3)
+
+
+def test_without_timms_weights_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"for networks of timm \(model=timm\), and this is a TinyVGG"):
+        read_weights("pretrained", TinyVGG(4))
+    network, _ = timm_network(tmp_path)
+    (tmp_path / "weights.pth").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"could not download the weights of resnet10t .* With a file from elsewhere"
+    ):
+        read_weights("pretrained", network)
+    plain = TimmNetwork("resnet10t", options={"pretrained_cfg_overlay": {"hf_hub_id": None, "url": None}})
+    with pytest.raises(ValueError, match="timm has none that fit resnet10t"):
+        read_weights("pretrained", plain)

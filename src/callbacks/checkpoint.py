@@ -33,15 +33,31 @@ class RunCheckpoint(ModelCheckpoint):
 
     Lightning's `save_last` writes it only after an epoch that was among the best, and its state names files
     by their absolute paths (Lightning #15705).
+
+    Raises:
+        ValueError: in the first epoch, if the module does not log what names the best checkpoint.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(enable_version_counter=False, **kwargs)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and str(self.monitor).startswith("val/"):
+            self._check_monitor(trainer)
+        super().on_validation_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (trainer.enable_validation and str(self.monitor).startswith("val/")):
+            self._check_monitor(trainer)
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(str(self.dirpath), "last.ckpt"))
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            choose = "choose one of them, or null, which keeps the last epoch"
+            raise ValueError(f"optimized_metric={self.monitor} was not logged; what is logged: {known}; {choose}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath))
@@ -62,10 +78,10 @@ class RunRecord(Callback):
     Args:
         folder: where `last.ckpt` goes.
         seed: of the run.
-        started: called once the training has begun, or gone on from a checkpoint.
+        started: called once the training has begun, or gone on from a checkpoint; pickled by ddp_spawn.
     """
 
-    def __init__(self, folder: str | Path, seed: int, started: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: str | Path, seed: int, started: Callable[[], None] | None = None) -> None:
         self.folder, self.seed, self.started = Path(folder), seed, started
         self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
         self.metrics: dict[str, float] = {}  # as last logged before the checkpoint that the run went on from
@@ -97,7 +113,8 @@ class RunRecord(Callback):
         torch.manual_seed(source.getrandbits(63))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started()
+        if self.started is not None:
+            self.started()
         # Counts only where the run goes on in mid-epoch: then on_train_epoch_start is not called.
         for kind, state in self._random_state.items():
             if state is not None:

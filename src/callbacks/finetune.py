@@ -37,8 +37,8 @@ class Finetune(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        network: Any = pl_module.network
-        if not getattr(network, "head", None):
+        network: Any = getattr(pl_module, "network", pl_module)
+        if not head_of(network):
             raise ValueError(
                 f"callbacks=finetune trains the head first, and {type(network).__name__} does not say which that is: "
                 'give it an attribute, such as head = ("fc",).'
@@ -71,9 +71,15 @@ class Finetune(Callback):
             trainer.strategy.configure_ddp()
 
 
+def head_of(network: Any) -> tuple[str, ...]:
+    """The names of the layers in the network's head; empty where it does not say."""
+    head = getattr(network, "head", None) or ()
+    return ("head",) if isinstance(head, nn.Module) else (head,) if isinstance(head, str) else tuple(head)
+
+
 def in_head(name: str, network: Any) -> bool:
     """Whether the parameter or module of that name belongs to the network's head."""
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in network.head)
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in head_of(network))
 
 
 def backbone_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -1,17 +1,14 @@
 """The one palette and the one style of all figures, and what a figure is."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import matplotlib.figure
 import matplotlib.image
 import numpy as np
 from matplotlib import rc_context, rc_params_from_file
-from matplotlib.style import library
 from numpy.typing import NDArray
 
 # Okabe and Ito (2008): colour-blind eyes tell them apart. Blue is training or right, vermilion validation or wrong.
@@ -21,14 +18,9 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 STYLE = rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Within it, or in a function that it decorates, matplotlib draws in the house style.
-
-    So do Optuna's plots, which ask for the style "ggplot" by its name: it is the house style until the end.
-    """
-    with rc_context(STYLE), patch.dict(library, ggplot=STYLE):
-        yield
+def house_style() -> Any:
+    """Within it, or in a function that it decorates, matplotlib draws in the house style."""
+    return rc_context(STYLE)
 
 
 class Figure(matplotlib.figure.Figure):

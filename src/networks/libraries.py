@@ -1,6 +1,7 @@
 """Networks of other libraries, with their classifier made for `num_classes`."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,14 +52,21 @@ class TimmNetwork(nn.Module):
     """Any network of timm by its name, randomly initialised as timm does. Needs `pip install timm`.
 
     images (B, channels, S, S) -> logits (B, num_classes). Networks of a fixed input size are built for `image_size`.
+    `options` go to `timm.create_model` as they are, such as drop_path_rate.
 
-    Raises ModuleNotFoundError without timm, ValueError for a name that timm does not have.
+    Raises ModuleNotFoundError without timm, ValueError for a name that timm does not have, or an option that the
+    network does not.
     """
 
     torchvision_name = None
 
     def __init__(
-        self, name: str = "resnet10t", num_classes: int = 1000, image_size: int = 32, channels: int = 3
+        self,
+        name: str = "resnet10t",
+        num_classes: int = 1000,
+        image_size: int = 32,
+        channels: int = 3,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         try:
@@ -68,12 +76,34 @@ class TimmNetwork(nn.Module):
         if not timm.is_model(name):
             raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
         configuration = timm.get_pretrained_cfg(name)
-        options: dict[str, Any] = {"img_size": image_size} if configuration and configuration.fixed_input_size else {}
-        options |= {"num_classes": num_classes, "in_chans": channels}
-        network: Any = timm.create_model(name, pretrained=False, **options)
+        size = {"img_size": image_size} if configuration and configuration.fixed_input_size else {}
+        self.name, self.options = name, {"in_chans": channels, **size, **(options or {})}
+        try:
+            network: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **self.options)
+        except TypeError as error:
+            raise ValueError(f"model.network.options={options} do not suit timm's {name}: {error}") from error
         self.network, classifier = network, network.pretrained_cfg["classifier"]
         layers = (classifier,) if isinstance(classifier, str) else classifier
         self.head = tuple(f"network.{layer}" for layer in layers)
+
+    def pretrained(self) -> tuple[dict[str, Tensor], list[float], list[float]]:
+        """timm's own weights by the names here, with the mean and deviation of the images that they saw.
+
+        Raises FileNotFoundError where they cannot be downloaded, ValueError where timm has none.
+        """
+        import timm
+
+        try:
+            twin: Any = timm.create_model(self.name, pretrained=True, **self.options)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"model.weights=pretrained: timm could not download the weights of {self.name} ({error}). With a file "
+                "from elsewhere: 'model.network.options={pretrained_cfg_overlay: {file: PATH}}'"
+            ) from error
+        except RuntimeError as error:
+            raise ValueError(f"model.weights=pretrained: timm has none that fit {self.name} ({error})") from error
+        state = {f"network.{name}": tensor for name, tensor in twin.state_dict().items()}
+        return state, list(twin.pretrained_cfg["mean"]), list(twin.pretrained_cfg["std"])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's published ones, a checkpoint of a run, or a plain state dict."""
+"""Weights to start from: torchvision's or timm's published ones, a checkpoint of a run, or a plain state dict."""
 
 import hashlib
 import logging
@@ -24,17 +24,21 @@ def read_weights(source: str | Path, network: nn.Module) -> Weights:
     """Read weights for `network`, running no code from the file.
 
     `source` is "imagenet" (torchvision's default weights of the network's counterpart, by their official URL and
-    hash, kept in torch's hub folder) or the path of a checkpoint of ours or of a plain state dict.
+    hash, kept in torch's hub folder), "pretrained" (timm's own, of a network of timm), or the path of a checkpoint of
+    ours or of a plain state dict.
 
     Raises FileNotFoundError if there is no such file or no connection, ValueError if the network has no published
     weights or the file is truncated, altered or no state dict.
     """
     if str(source) == "imagenet":
         return _read_imagenet(network)
+    if str(source) == "pretrained":
+        return _read_pretrained(network)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"model.weights={source}: there is no such file. Give 'imagenet' or the path of a checkpoint or state dict."
+            f"model.weights={source}: there is no such file. Give 'imagenet', 'pretrained' (timm's) or the path of a "
+            "checkpoint or state dict."
         )
     content = _load(path)
     state, preprocess = content.get("state_dict", content), content.get("preprocess") or {}
@@ -57,6 +61,7 @@ def load_weights(network: nn.Module, weights: Weights) -> list[str]:
     """
     own = network.state_dict()
     head, training_only = getattr(network, "head", ()), getattr(network, "training_only", ())
+    head = ("head",) if isinstance(head, nn.Module) else head
     given = {n: t for n, t in weights.state_dict.items() if n in own or not _under(n, training_only)}
     absent = [n for n in own if n not in given and not n.endswith(".num_batches_tracked")]
     reshaped = [n for n in own if n in given and given[n].shape != own[n].shape]
@@ -72,6 +77,11 @@ def load_weights(network: nn.Module, weights: Weights) -> list[str]:
     if told:
         advice = "These are weights of another network, or of one built with other options."
         first = next(iter(own))
+        if not missing and not unknown and not head:
+            advice = (
+                "The last layer may differ, as it follows the number of classes, if the network says which that is: "
+                'give it an attribute, such as head = ("fc",).'
+            )
         if not missing and not unknown and odd == [first]:
             choice = " (or model.network.small_stem=false)" if hasattr(network, "small_stem") else ""
             advice = (
@@ -90,6 +100,15 @@ def load_weights(network: nn.Module, weights: Weights) -> list[str]:
     note = f"; newly initialised: {', '.join(fresh)}" if fresh else ""
     log.info("model.weights=%s: %d of %d entries loaded%s", weights.source, len(own) - len(fresh), len(own), note)
     return fresh
+
+
+def _read_pretrained(network: nn.Module) -> Weights:
+    if not hasattr(network, "pretrained"):
+        raise ValueError(
+            f"model.weights=pretrained is for networks of timm (model=timm), and this is a {type(network).__name__}: "
+            "give 'imagenet', or the path of a checkpoint or state dict."
+        )
+    return Weights("pretrained", *network.pretrained())  # type: ignore[operator]
 
 
 def _read_imagenet(network: nn.Module) -> Weights:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -114,9 +116,22 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return sorted(found, key=lambda folder: [(not p.isdigit(), int(p) if p.isdigit() else p) for p in folder.parts])
 
 
-def new_run(parent: str) -> str:
-    """A folder in `parent` for a run that starts, one for all processes that torchrun or SLURM's srun started."""
-    return str(Path(parent, _slurm_name() or _torchrun_name() or _time_name()))
+def new_run(parent: str, *names: str | None) -> str:
+    """A folder in `parent` for a run that starts, one for all processes that torchrun or SLURM's srun started.
+
+    Args:
+        names: of what the run is about, such as its model and its data, which the folder's name ends with.
+    """
+    begins = _slurm_name() or _torchrun_name() or _time_name()
+    return str(Path(parent, "_".join([begins, *(name.replace("/", "-") for name in names if name)])))
+
+
+def draw_seed() -> int:
+    """A seed for a run that was given none, one for all processes of the run."""
+    if {"LOCAL_RANK", "PL_GLOBAL_SEED"} <= set(os.environ):  # a process that Lightning started, once it had a seed
+        return int(os.environ["PL_GLOBAL_SEED"])
+    shared = _slurm_name() or _torchrun_name()
+    return zlib.crc32(shared.encode()) if shared else secrets.randbits(32)
 
 
 def starts_again() -> bool:
@@ -141,7 +156,7 @@ def _torchrun_name() -> str | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise ValueError("give the processes one run folder: hydra.run.dir=logs/train/runs/NAME")
+        raise ValueError("give the processes one run folder and one seed: hydra.run.dir=logs/train/runs/NAME seed=0")
     from torch.distributed import TCPStore
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)

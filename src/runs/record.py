@@ -105,6 +105,28 @@ def keep_overrides(cfg: DictConfig, folder: Path) -> None:
     write_whole(folder / CONFIG, OmegaConf.to_yaml(config))
 
 
+def print_config(config: dict[str, Any]) -> None:
+    """Shows a config as coloured YAML."""
+    import yaml
+    from rich import print as rich_print
+    from rich.syntax import Syntax
+
+    rich_print(Syntax(yaml.safe_dump(config, sort_keys=False), "yaml", background_color="default"))
+
+
+def take_over(trainer: Any, checkpoint: dict[str, Any], loggers: list[Any], folder: Path) -> None:
+    """Gives this process what the processes of `trainer.strategy=ddp_spawn`, which have ended, knew of the training.
+
+    Args:
+        checkpoint: the contents of the run's last.
+    """
+    for callback in trainer.callbacks:
+        if callback.state_key in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+    trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"] + 1
+    restore_csv(loggers, folder, checkpoint["global_step"])  # the test's processes would begin the file anew
+
+
 def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
     """What `results.json` says of a training that came to its end, before its test.
 
@@ -170,7 +192,9 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     rich_print(table)
     if best := results["best"]:
         print(f"best {best['metric']} {best['value']:.4f} in epoch {best['epoch']} ({best['path']})")
-    print(f"run folder: {folder}\ntensorboard --logdir {folder}")
+    print(f"run folder: {folder}")
+    if (folder / "tensorboard").is_dir():
+        print(f"tensorboard --logdir {folder}")
 
 
 def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:

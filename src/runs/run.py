@@ -108,7 +108,8 @@ class Run:
             return self.folder / best
         found = [*sorted(checkpoints.glob("epoch_*.ckpt"), reverse=True), *checkpoints.glob("last.ckpt")]
         if not found:
-            raise RunError(f"{self.folder} has no checkpoint: it was stopped before the end of its first epoch")
+            why = "it was stopped before the end of its first epoch, or callbacks.model_checkpoint was off"
+            raise RunError(f"{self.folder} has no checkpoint: {why}")
         return found[0]
 
     @cached_property
@@ -152,7 +153,7 @@ class Run:
         """`csv/metrics.csv` with one row an epoch, indexed by epoch."""
         frame = read_metrics(self.folder)
         if frame.empty:
-            raise RunError(f"{self.folder} has no metrics in csv/: no epoch ended, or logger=csv was off")
+            raise RunError(f"{self.folder} has no metrics in csv/: no epoch ended, or logger.csv was off")
         return frame
 
     @cached_property

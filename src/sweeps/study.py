@@ -59,16 +59,24 @@ class Trials:
         sweep: its name among those that share the study.
         metrics: that the study is about.
         n_trials: of a search; None for a grid, whose trials are enqueued.
+        dry: whether the jobs only try whether they run, and leave no results.
 
     Attributes:
         jobs: those so far, by number.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, folder: Path, sweep: str, metrics: list[str], n_trials: int | None
+        self,
+        study: optuna.Study,
+        space: Space,
+        folder: Path,
+        sweep: str,
+        metrics: list[str],
+        n_trials: int | None,
+        dry: bool = False,
     ) -> None:
         self.study, self.space, self.folder, self.sweep = study, space, folder, sweep
-        self.metrics, self.n_trials = metrics, n_trials
+        self.metrics, self.n_trials, self.dry = metrics, n_trials, dry
         if n_trials is None:
             self._enqueue()
         self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep)
@@ -135,7 +143,7 @@ class Trials:
         values = [numbers.get(name, math.nan) for name in self.metrics]
         complete = all(map(math.isfinite, values))
         job.value = numbers.get(self.metrics[0], job.value)
-        if job.status == "done" and not complete and self.n_trials is not None:
+        if job.status == "done" and not complete and self.n_trials is not None and not self.dry:
             job.status, job.reason = "failed", f"no finite {' and '.join(self.metrics)}"
         self.save(job)
         if job.status == "done" and complete:

@@ -64,7 +64,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     record = {**new, "storage": storage, "study_name": own.study_name, **record, "finished": False}
     own.set_user_attr("sweep", record)
     n_trials = None if grid else options["n_trials"]
-    trials = Trials(shared or own, space, folder, record["sweep"], settings["metrics"], n_trials)
+    dry = bool(OmegaConf.select(config, "trainer.fast_dev_run"))
+    trials = Trials(shared or own, space, folder, record["sweep"], settings["metrics"], n_trials, dry)
     program = [*entry_point(), *sweeper.flags]
     launcher.run(trials, screen, program)
     trials.jobs = {number: job for number, job in trials.jobs.items() if job.sweep}  # others had the rest of a grid
@@ -73,6 +74,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     _summarise(trials, screen, settings["directions"], program)
     if not grid:
         _report(trials, screen, settings, program)
+    if dry:
+        screen.say("This was a dry run (trainer.fast_dev_run): a few batches of each job, and no results.")
     failed = [str(job.number) for job in trials.jobs.values() if job.failed]
     counts = Counter(job.status for job in trials.jobs.values())
     screen.say(f"{', '.join(f'{number} {status}' for status, number in counts.items())}: {folder}")
@@ -93,7 +96,7 @@ def _settings(config: DictConfig, options: dict[str, Any], space: Space, prunes:
     if prunes and len(metrics) > 1:
         raise ValueError("hydra/sweeper/pruner compares one metric; with several take hydra/sweeper/pruner=[].")
     if prunes and "logger" in config and OmegaConf.select(config, "logger.csv") is None:
-        raise ValueError("hydra/sweeper/pruner reads csv/metrics.csv: it needs logger=csv or default.")
+        raise ValueError("hydra/sweeper/pruner reads csv/metrics.csv: it needs logger.csv, as in logger=default.")
     distributions = [f"{key}: {of}" for key, of in space.distributions.items()]
     return {"metrics": metrics, "directions": directions, "space": distributions}
 
