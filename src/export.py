@@ -75,8 +75,8 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         if not error <= tolerance:
             raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {tolerance}).")
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
-        functions = {"eager_ms": deployed.network, "exported_ms": exported}
-        metrics |= {name: _latency(function, deployed.examples) for name, function in functions.items()}
+        metrics |= {"eager_ms": _latency(deployed.network, deployed.examples)}
+        metrics |= {"exported_ms": _latency(exported, deployed.examples)}
     return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed}
 
 
@@ -92,7 +92,7 @@ def _deployed(run: Run) -> Deployed:
 
     generator = torch.Generator().manual_seed(0)
     if isinstance(run.model, GAN):
-        network = Sampler(run.model.averaged)
+        network: torch.nn.Module = Sampler(run.model.averaged)
         noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
         examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
         side = run.config.data.image_size

@@ -354,7 +354,7 @@ def test_the_generator_is_exported(trained, form: str, tmp_path: Path) -> None:
 
 def test_an_evaluation_compares_samples_with_real_images(trained, trained_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained[2], tmp_path / "gan")
-    with pytest.raises(ValueError, match="has other data.image_size than the GAN: 32 and 16"):
+    with pytest.raises(ValueError, match=r"has other data\.image_size than the GAN: 32 and 16"):
         evaluated(f"run={folder}", f"features={trained_run}")
     with pytest.raises(ValueError, match="a classifier's run judges the samples of a GAN's run"):
         evaluated(f"run={trained_run}", f"features={folder}")

@@ -94,10 +94,10 @@ class GAN(Task):
         return _measured(*self._scores(images, samples, labels), there)
 
     def _train(self, images: Tensor, labels: Tensor) -> Step:
-        optimizers: dict[str, Any] = dict(zip(self.parts, self.optimizers(), strict=True))  # type: ignore[arg-type]
+        optimizers: dict[str, Any] = dict(zip(self.parts, self.optimizers(), strict=True))
         generator, discriminator, steps = self.network.generator, self.network.discriminator, self.global_step
         trains_generator = steps % self.discriminator_steps == 0
-        noise = torch.randn(len(labels), generator.noise_size, device=self.device, dtype=self.dtype)
+        noise = torch.randn(len(labels), generator.noise_size, device=self.device).to(images.dtype)
         with torch.set_grad_enabled(trains_generator):
             samples = generator(noise, labels)
         real, fake = self._scores(images, samples.detach(), labels)
@@ -127,7 +127,7 @@ class GAN(Task):
         """Moves the schedules of that interval; Lightning does so only where it optimises automatically."""
         plan = self.scheduler or {"interval": None}
         if plan["interval"] == interval and done % plan.get("frequency", 1) == 0:
-            watched = [self.trainer.callback_metrics[plan["monitor"]]] if "monitor" in plan else []
+            watched: Any = [self.trainer.callback_metrics[plan["monitor"]]] if "monitor" in plan else []
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step(*watched)
 
@@ -138,7 +138,7 @@ class GAN(Task):
     def _fixed_noise(self, size: int, seed: int) -> Tensor:
         """(size, Z), of a generator of its own: the training's random numbers stay as they are."""
         noise = torch.randn(size, self.averaged.noise_size, generator=torch.Generator().manual_seed(seed))
-        return noise.to(self.device, self.dtype)
+        return noise.to(next(self.averaged.parameters()))
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seed: int = 0, batch_size: int = 256) -> Tensor:
