@@ -2,6 +2,7 @@
 
 python -m src.eval run=latest
 python -m src.eval run=logs/train/runs/RUN split=val tta=flip
+python -m src.eval run=GAN features=RUN
 python -m src.eval --help
 """
 
@@ -18,6 +19,8 @@ from src.runs.folder import write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
 
+MOST = 10_000  # images of each kind that a GAN's samples are compared with
+
 
 def prepare(given: cli.Given) -> None:
     """Before Hydra composes: the data section of the run that the command line names becomes the option `data=run`."""
@@ -33,9 +36,10 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Returns:
         Metrics named `test/...` (or `val/...`, `train/...`): whatever the module logs in its test, and for a classifier
         also the means over classes precision, recall and f1, ece (expected calibration error) and images_per_s; with
-        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities. And the objects:
-        cfg (the run's, as used), datamodule, model, trainer, run, files (what was written), and for a classifier
-        per_class and predictions (data frames).
+        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities; for a GAN, with
+        `features`, those of `src.evaluation.generative.compare`, and cas, the classification accuracy score. And the
+        objects: cfg (the run's, as used), datamodule, model, trainer, run, files (what was written), and for a
+        classifier per_class and predictions (data frames).
 
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
@@ -50,6 +54,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
     cli.quieten()
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
+    judge = None if cfg.features is None else _judge(run, cfg)
     own_data = _adjust(run, cfg)
     datamodule: Any = run.datamodule
     datamodule.eval_split = cfg.split
@@ -68,6 +73,8 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
             measured |= {f"{name}_tta": value for name, value in averaged.items()}
         metrics = {**measured, **metrics, "images_per_s": len(labels) / timer.time_elapsed("test")}
         objects |= {"per_class": per_class, "predictions": predictions(mean, labels, run.classes)}
+    if judge is not None:
+        metrics |= _judged(run, judge, trainer, cfg)
     metrics = {f"{cfg.split}/{name}": value for name, value in metrics.items()}
     if trainer.is_global_zero:
         objects["files"] = _write(cfg, own_data, metrics, objects)
@@ -127,6 +134,71 @@ def _collector(classes: list[str], tta: str) -> Any:
             self.result = [part[parts[2] >= 0].cpu() for part in parts]  # the others fill up the last batches
 
     return Collector()
+
+
+def _judge(run: Run, cfg: DictConfig) -> Run:
+    """The classifier's run that `features` names, if it can judge the samples of `run`."""
+    from src.modules.classifier import ImageClassifier
+    from src.modules.gan import GAN
+
+    judge = open_run(cfg.features, cfg.paths.log_dir, cfg.trusted)
+    if not isinstance(run.model, GAN) or not isinstance(judge.model, ImageClassifier):
+        raise ValueError(f"features={cfg.features}: a classifier's run judges the samples of a GAN's run.")
+    for name, mine, its in (
+        ("classes", run.classes, judge.classes),
+        ("data.image_size", run.config.data.image_size, judge.config.data.image_size),
+    ):
+        if mine != its:
+            raise ValueError(f"features={cfg.features} has other {name} than the GAN: {its} and {mine}.")
+    return judge
+
+
+def _judged(run: Run, judge: Run, trainer: Any, cfg: DictConfig) -> dict[str, float]:
+    """How samples of a GAN compare with real images in the features of a classifier, and what it learns from them."""
+    import torch
+
+    from src.data.preprocess import Preprocess
+    from src.evaluation.generative import compare, penultimate
+
+    model: Any = run.model
+    datamodule: Any = run.datamodule
+    device = trainer.strategy.root_device
+    network, preprocess = judge.network.to(device), Preprocess(**judge.checkpoint["preprocess"]).to(device)
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return penultimate(network, (preprocess(batch.to(device)) for batch in images.split(256)))
+
+    datamodule.setup("fit")
+    train, labels = datamodule.examples("train", min(cfg.samples or MOST, datamodule.size("train")))
+    real, _ = datamodule.examples(cfg.split, min(MOST, datamodule.size(cfg.split)))
+    labels = labels.repeat(-(-(cfg.samples or len(labels)) // len(labels)))[: cfg.samples]
+    samples = model.to(device).sample(labels, seed=cfg.seed)
+    return {**compare(features, train, samples, real), "cas": _accuracy_score(run, judge, samples, labels, cfg)}
+
+
+def _accuracy_score(run: Run, judge: Run, samples: Any, labels: Any, cfg: DictConfig) -> float:
+    """Accuracy on real images of the judge's network, trained anew, without callbacks, on samples alone.
+
+    The classification accuracy score of Ravuri and Vinyals 2019 (arXiv 1905.10887).
+    """
+    import torch
+    from lightning import seed_everything
+
+    from src.callbacks.processor import Processor
+    from src.data.memory import ImageSet
+    from src.runs.build import build_model
+
+    seed_everything(cfg.seed, verbose=False)
+    kept = ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches")
+    options = {name: judge.config.trainer[name] for name in kept} | {"limit_val_batches": 0}
+    options |= {"callbacks": [Processor()], "logger": False, "enable_checkpointing": False}
+    trainer, model = build(run.config.trainer, **options), build_model(judge.config)
+    datamodule, real = build(judge.config.data), build(judge.config.data)
+    sampled = {"train": ImageSet(samples, labels, torch.arange(len(labels)), datamodule.needs_index)}
+    datamodule.load_sets = lambda part: sampled
+    real.eval_split = cfg.split
+    trainer.fit(model, datamodule)
+    return float(trainer.test(model, real, verbose=False)[0]["test/acc"])
 
 
 def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: dict[str, Any]) -> list[Path]:

@@ -5,7 +5,8 @@
 
 The file takes `images`, uint8 RGB (B, 3, S, S) for any B, or grey (B, 1, S, S) where the run has one channel, and
 gives `probabilities`, float (B, K); centre crop and normalisation are inside, class names and S in its metadata.
-Resizing to S px is part of decoding, as in training: no two runtimes' resizing rounds alike.
+Resizing to S px is part of decoding, as in training: no two runtimes' resizing rounds alike. Of a GAN it takes `noise`,
+float (B, Z) from N(0, 1), and `labels`, int64 (B,), and gives `images`, uint8 (B, C, S, S).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -26,18 +27,34 @@ from src.runs.run import Run, open_run
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    Function = Callable[[Tensor], Tensor]
+    Function = Callable[..., Tensor]
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-TOLERANCE = 1e-4  # of the logits; a millionth where the largest is above 100
+# Of the logits, a millionth where the largest is above 100; of a pixel one level, where it is rounded the other way.
+TOLERANCES = {"probabilities": 1e-4, "images": 1}
+
+
+class Deployed(NamedTuple):
+    """A network as it is exported, on the CPU.
+
+    Attributes:
+        examples: what to try it with, five of each input by its name; a batch of one would fix the size to one.
+        output: its name.
+        side: S.
+    """
+
+    network: nn.Module
+    examples: dict[str, Tensor]
+    output: str
+    side: int
 
 
 def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Exports what the config says; the file appears under its name once it has been checked.
 
     Returns:
-        The numbers `bytes`, `max_error` (of the logits, up to the constant that softmax drops), `eager_ms` and
-        `exported_ms` (median, one image); and the objects: cfg, run, path, shape (C, S, S).
+        The numbers `bytes`, `max_error` (of the logits, up to the constant that softmax drops, or of a pixel of a GAN),
+        `eager_ms` and `exported_ms` (median, one image); and the objects: cfg, run, path, deployed.
 
     Raises:
         ValueError, RunError, OSError: the config asks for something that cannot be done.
@@ -49,47 +66,60 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():
         raise ValueError(f"path={path} cannot be written: it is a folder.")
-    network, example = _deployed(run)
-    metadata = {"classes": json.dumps(run.classes), "image_size": str(example.shape[-1])}
+    deployed = _deployed(run)
+    metadata = {"classes": json.dumps(run.classes), "image_size": str(deployed.side)}
+    tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:
-        exported = (_write_onnx if cfg.format == "onnx" else _write_torch)(network, example, metadata, partial)
-        error = _largest_error(network, exported, example)
-        if not error <= TOLERANCE:
-            raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {TOLERANCE}).")
+        exported = (_write_onnx if cfg.format == "onnx" else _write_torch)(deployed, metadata, partial)
+        error = _largest_error(deployed, exported)
+        if not error <= tolerance:
+            raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {tolerance}).")
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
-        metrics |= {"eager_ms": _latency(network, example), "exported_ms": _latency(exported, example)}
-    return metrics, {"cfg": cfg, "run": run, "path": path, "shape": (*example.shape[1:],)}
+        metrics |= {"eager_ms": _latency(deployed.network, deployed.examples)}
+        metrics |= {"exported_ms": _latency(exported, deployed.examples)}
+    return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed}
 
 
-def _deployed(run: Run) -> tuple[nn.Module, Tensor]:
-    """The network with its preprocessing before and softmax behind it, on the CPU.
+def _deployed(run: Run) -> Deployed:
+    """A classifier with its preprocessing before and probabilities behind it, or a GAN's generator.
 
-    And images to try it with: noise, among it a black and a white one, uint8 (5, C, S, S). More than one, since a batch
-    of one would fix the size to one.
+    The classifier is tried with noise, among it a black and a white image, uint8 (5, C, S, S).
     """
     import torch
 
     from src.data.preprocess import Preprocess
+    from src.modules.gan import GAN, Sampler
 
-    preprocess = Preprocess(**run.checkpoint["preprocess"])
-    network = run.network.to(memory_format=torch.contiguous_format)
-    shape = (5, preprocess.channels, preprocess.shorter, preprocess.shorter)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    example[1], example[-1] = 0, 255
-    deployed = torch.nn.Sequential(preprocess, network, torch.nn.Softmax(dim=1))
-    return deployed.eval().requires_grad_(False), example
+    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", None)
+    if isinstance(run.model, GAN):
+        network: torch.nn.Module = Sampler(run.model.averaged)
+        noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
+        examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
+        side = run.config.data.image_size
+    elif link is None:
+        raise ValueError(f"{run.folder}: a {type(run.model).__name__} has no probabilities to export.")
+    else:
+        preprocess = Preprocess(**run.checkpoint["preprocess"])
+        side = preprocess.shorter
+        shape = (5, preprocess.channels, side, side)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        images[1], images[-1] = 0, 255
+        network = torch.nn.Sequential(preprocess, run.network, link)
+        examples, output = {"images": images}, "probabilities"
+    network = network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    return Deployed(network, examples, output, side)
 
 
-def _write_torch(network: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> Function:
+def _write_torch(deployed: Deployed, metadata: dict[str, str], path: Path) -> Function:
     import torch
 
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    batch, inputs = {0: torch.export.Dim("batch")}, tuple(deployed.examples.values())
+    program = torch.export.export(deployed.network, inputs, dynamic_shapes=(batch,) * len(inputs))
     torch.export.save(program, path, extra_files=metadata)
     return torch.export.load(path).module()
 
 
-def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> Function:
+def _write_onnx(deployed: Deployed, metadata: dict[str, str], path: Path) -> Function:
     import torch
 
     try:
@@ -100,46 +130,60 @@ def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, str], p
 
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    names, inputs = list(deployed.examples), tuple(deployed.examples.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own affairs
-        names: Any = {"input_names": ["images"], "output_names": ["probabilities"], "dynamic_shapes": ({0: "batch"},)}
-        program: Any = torch.onnx.export(network, (example,), dynamo=True, verbose=False, **names)
+        options: Any = {
+            "input_names": names,
+            "output_names": [deployed.output],
+            "dynamic_shapes": ({0: "batch"},) * len(names),
+        }
+        program: Any = torch.onnx.export(deployed.network, inputs, dynamo=True, verbose=False, **options)
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return lambda *given: torch.from_numpy(
+        session.run(None, dict(zip(names, (t.numpy() for t in given), strict=True)))[0]
+    )
 
 
-def _largest_error(network: Function, exported: Function, images: Tensor) -> float:
-    """Of the logits, over batches of several sizes; above 100 as a share of the largest. NaN where one gives NaN."""
-    from torch import cat
+def _largest_error(deployed: Deployed, exported: Function) -> float:
+    """Over batches of several sizes, of pixels or of logits: above 100 as a share of the largest, NaN if one is NaN."""
+    from torch import cat, uint8
 
-    sizes = (1, 2, len(images))
-    expected, got = (cat([function(images[:size]) for size in sizes]) for function in (network, exported))
+    inputs = deployed.examples.values()
+    batches = [[each[:size] for each in inputs] for size in (1, 2, 5)]
+    expected, got = (cat([function(*batch) for batch in batches]) for function in (deployed.network, exported))
+    if expected.dtype == uint8:
+        return float((got.int() - expected.int()).abs().max())
     there = ~(expected <= 1e-30)  # smaller ones are at the end of float32
     logits = expected[there].log()  # up to a constant for each image
     scale = (logits.abs().max() / 100).clamp_min(1)
     return float((got[there].log() - logits).abs().max() / scale)
 
 
-def _latency(function: Function, images: Tensor) -> float:
+def _latency(function: Function, examples: dict[str, Tensor]) -> float:
     """Median milliseconds for the first image."""
     from torch import get_num_threads
     from torch.utils.benchmark import Timer
 
-    timer = Timer("function()", globals={"function": lambda: function(images[:1])}, num_threads=get_num_threads())
+    first = [each[:1] for each in examples.values()]
+    timer = Timer("function()", globals={"function": lambda: function(*first)}, num_threads=get_num_threads())
     return 1000 * timer.blocked_autorange(min_run_time=0.5).median
 
 
 def main(cfg: DictConfig) -> None:
     metrics, objects = export(cfg)
-    shape, checkpoint = objects["shape"], objects["run"].checkpoint_path.stat().st_size
-    layout = f"{'RGB' if shape[0] == 3 else 'grey'} (B, {', '.join(map(str, shape))})"
+    deployed, checkpoint = objects["deployed"], objects["run"].checkpoint_path.stat().st_size
+    inputs = ", ".join(
+        f"{name} (B{''.join(f', {n}' for n in each.shape[1:])})" for name, each in deployed.examples.items()
+    )
     print(f"{objects['path']}: {metrics['bytes'] / 2**20:.2f} MiB (the checkpoint: {checkpoint / 2**20:.2f} MiB)")
-    print(f"takes uint8 {layout}, gives probabilities (B, {len(objects['run'].classes)})")
-    print(f"largest difference of a logit from the checkpoint's: {metrics['max_error']:.1e}")
+    print(f"takes {inputs}, gives {deployed.output}")
+    unit = "logit" if deployed.output == "probabilities" else "pixel"
+    print(f"largest difference of a {unit} from the checkpoint's: {metrics['max_error']:.1e}")
     print(f"one image on the CPU: {metrics['exported_ms']:.2f} ms, eager {metrics['eager_ms']:.2f} ms")
 
 

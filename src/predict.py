@@ -69,6 +69,9 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
 
     from src.data.preprocess import Preprocess
 
+    if (link := getattr(run.model, "link", None)) is None:
+        raise ValueError(f"{run.folder}: a {type(run.model).__name__} predicts no classes.")
+    several = isinstance(link, torch.nn.Sigmoid)  # classes of an image
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model, preprocess = run.model.to(device), Preprocess(**run.checkpoint["preprocess"]).to(device)
     predictions, unreadable = [], []
@@ -82,9 +85,11 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
             if not images:
                 continue
             logits = model(preprocess(torch.stack(list(images.values())).to(device)))  # (B, K)
-            for file, values in zip(images, logits.float().softmax(dim=1).tolist(), strict=True):
+            for file, values in zip(images, link(logits.float()).tolist(), strict=True):
                 each = dict(zip(run.classes, values, strict=True))
                 best, value = max(each.items(), key=lambda item: item[1])
+                if several:
+                    best = ", ".join(name for name, p in each.items() if p > 0.5)
                 predictions.append({"file": file, "prediction": best, "probability": value, "probabilities": each})
     return predictions, unreadable
 

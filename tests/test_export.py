@@ -71,15 +71,16 @@ def test_a_torch_program_runs_in_a_process_without_this_project(expected, export
 def test_a_network_with_resize_and_crop_takes_images_as_before_the_crop(trained_run: Path, tmp_path: Path) -> None:
     run = open_run(trained_run)
     run.config.data.resize = run.checkpoint["preprocess"]["resize"] = 40
-    network, images = module._deployed(run)
+    deployed = module._deployed(run)
+    network, images = deployed.network, deployed.examples["images"]
     assert images.shape == (5, 3, 40, 40)
     run.datamodule.setup("test")
     assert_logits(network(images), run.network(run.datamodule.preprocess(images)))
-    assert_logits(module._write_torch(network, images, {}, tmp_path / "m.pt2")(images), network(images).log())
+    assert_logits(module._write_torch(deployed, {}, tmp_path / "m.pt2")(images), network(images).log())
 
 
 def test_a_file_that_differs_from_the_checkpoint_is_not_written(exported, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_write_torch", lambda network, *_: lambda images: network(images).roll(1, dims=1))
+    monkeypatch.setattr(module, "_write_torch", lambda deployed, *_: lambda x: deployed.network(x).roll(1, dims=1))
     (tmp_path / "model.pt2").write_text("what was there")
     with pytest.raises(ValueError, match=r"is not written: it is .* from the checkpoint"):
         exported("format=torch", f"path={tmp_path}/model.pt2")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, run_command
 
-ENTRY_POINTS = {"train", "eval", "predict", "export", "report"}
+ENTRY_POINTS = {"train", "eval", "predict", "sample", "export", "report"}
 ROOMS = ENTRY_POINTS | {"cli", "figures", "runs", "modules", "networks", "data", "evaluation", "callbacks", "sweeps"}
 
 FORBIDDEN = {

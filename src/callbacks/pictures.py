@@ -22,7 +22,7 @@ class TensorBoardPictures(Callback):
         self.images = images
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step > 0 or batch_idx > 0 or (writer := _writer(trainer)) is None:
+        if trainer.global_step > 0 or batch_idx > 0 or (writer := tensorboard_writer(trainer)) is None:
             return
         shown = batch[0][: self.images].detach().float().cpu()  # (N, C, S, S), normalised
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ class TensorBoardPictures(Callback):
         from src import figures
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if (writer := _writer(trainer)) is None or not data.size("val"):
+        if (writer := tensorboard_writer(trainer)) is None or not data.size("val"):
             return
         images, labels = data.examples("val", min(self.images, data.size("val")))
         with looking_at(pl_module):
@@ -53,7 +53,7 @@ class TensorBoardPictures(Callback):
         writer.add_image("val/predictions", figures.pixels(figure), trainer.global_step, dataformats="HWC")
 
 
-def _writer(trainer: Trainer) -> Any:
+def tensorboard_writer(trainer: Trainer) -> Any:
     """The TensorBoard writer, or None where there is none and on every process but the first."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None

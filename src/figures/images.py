@@ -55,3 +55,24 @@ def image_grid(images: Images, captions: Names = (), title: str = "") -> Figure:
     texts = ["\n".join(short(line, 20) for line in caption.split("\n")) for caption in captions] or [""] * len(images)
     height = 1.25 + 0.14 * max((text.count("\n") + 1 for text in texts if text), default=0)
     return _grid(images, texts, [GREY] * len(images), 8, 1.25, height, title)
+
+
+def tiled(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (R, N, C, H, W) of one or three channels, as one of R rows without gaps: (R * H, N * W, 3)."""
+    rows, columns, _, height, width = images.shape
+    joined = images.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, -1)
+    return np.broadcast_to(joined, (*joined.shape[:2], 3))
+
+
+@house_style()
+def sample_sheet(images: NDArray[np.uint8], classes: Names, title: str = "") -> Figure:
+    """Samples of a generator, (K, N, C, H, W): a row for each of the K classes, with its name."""
+    rows, columns, _, height, _ = images.shape
+    figure = Figure(max(0.6 * columns + 1, 4.2), 0.6 * rows + 0.4, title)
+    axes = figure.add_subplot()
+    axes.imshow(tiled(images))
+    axes.set_yticks([(row + 0.5) * height - 0.5 for row in range(rows)], [short(name, 16) for name in classes])
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return figure

@@ -50,6 +50,13 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def save_pixels(image: NDArray[np.uint8], path: Path) -> Path:
+    """Writes uint8 (H, W, 3) as PNG, pixel by pixel, making the folder, and gives the path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matplotlib.image.imsave(path, image)
+    return path
+
+
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """The figure as uint8 (H, W, 3): TensorBoard's ``add_image(..., dataformats="HWC")`` takes it."""
     return (matplotlib.image.imread(io.BytesIO(figure.png))[:, :, :3] * 255).round().astype(np.uint8)

@@ -40,10 +40,10 @@ class Task(LightningModule):
     Args:
         network: the network, or an `nn.Module` of several.
         optimizer: called with the parameters, e.g. a partial of `torch.optim.SGD`; or one for each part of the
-            network, by the part's name: then `step` is not optimised automatically, but by the subclass.
-        metrics: of torchmetrics by name, measured over each validation and test from the outputs of its steps.
+            network, by the part's name: then nothing is optimised automatically, but by the subclass's `step`.
         scheduler: `factory` (called with the optimizer, and with `total_steps` if `needs_total_steps`) plus
             Lightning's `interval`, `frequency` and `monitor`; None for a constant rate.
+        metrics: of torchmetrics by name, measured over each validation and test from the outputs of its steps.
         decay_norms_and_biases: False takes parameters of one dimension out of the weight decay.
         channels_last: keep weights and images in that memory format.
         compile: compile the network in place with `torch.compile`.
@@ -62,10 +62,12 @@ class Task(LightningModule):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
-        if compile:
-            self.network.compile()
         self.automatic_optimization = not isinstance(optimizer, Mapping)
+        self.parts = dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer}
         self.optimizer, self.scheduler = optimizer, scheduler
+        if compile:
+            for part in self.parts:
+                self.network.get_submodule(part).compile()
         self.decay_norms_and_biases = decay_norms_and_biases
         self.rate_factors: dict[nn.Parameter, float] = {}  # of the learning rate; may be set until `fit` begins
         self.sums = {"train": Sums(), "val": Sums(), "test": Sums()}
@@ -152,11 +154,10 @@ class Task(LightningModule):
         return measured
 
     def configure_optimizers(self) -> Any:
-        parts = self.optimizer if isinstance(self.optimizer, Mapping) else {"": self.optimizer}
         made = []
-        for name, factory in parts.items():
+        for name, factory in self.parts.items():
             try:
-                made.append(self._with_schedule(self._build_optimizer(self.network.get_submodule(name), factory)))
+                made.append(self._with_schedule(self._build_optimizer(self.network.get_submodule(name), factory), name))
             except TypeError as error:  # torch compares a value of the wrong type, or does not know an argument
                 arguments = getattr(factory, "keywords", {})
                 raise ValueError(f"the optimizer ({arguments}) or its scheduler cannot be made: {error}") from error
@@ -174,12 +175,14 @@ class Task(LightningModule):
             group["lr"] *= factor
         return optimizer
 
-    def _with_schedule(self, optimizer: Optimizer) -> Any:
+    def _with_schedule(self, optimizer: Optimizer, part: str) -> Any:
         if self.scheduler is None:
             return {"optimizer": optimizer}
         config = dict(self.scheduler)
         factory = config.pop("factory")
         length = {"total_steps": self.total_steps(config["interval"])} if config.pop("needs_total_steps", False) else {}
+        if part:  # the subclass steps it
+            config = {"name": f"lr-{part}"}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factory(optimizer, **length), **config}}
 
     def total_steps(self, interval: str = "step") -> int:

@@ -38,6 +38,8 @@ class ImageClassifier(Task):
         options: those of `Task`.
     """
 
+    link: nn.Module = nn.Softmax(dim=1)  # from logits to probabilities
+
     def __init__(self, network: nn.Module, optimizer: Any, *, loss: nn.Module | None = None, **options: Any) -> None:
         super().__init__(network, optimizer, **options)
         self.loss_function = loss if loss is not None else CrossEntropy()

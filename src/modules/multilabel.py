@@ -24,6 +24,8 @@ class MultiLabelClassifier(Task):
         options: those of `Task`.
     """
 
+    link: nn.Module = nn.Sigmoid()  # from logits to probabilities
+
     def __init__(self, network: nn.Module, optimizer: Any, *, loss: nn.Module | None = None, **options: Any) -> None:
         super().__init__(network, optimizer, **options)
         self.loss_function = loss if loss is not None else BinaryCrossEntropy()

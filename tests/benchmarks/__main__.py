@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import evaluation, growth, input_pipeline, networks, process, sweep, training
+from tests.benchmarks import evaluation, gan, growth, input_pipeline, networks, process, sweep, training
 from tests.benchmarks.table import Row, Setting
 
 PARTS: dict[str, Callable[[Setting], list[Row]]] = {
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "input": input_pipeline.input_rows,
     "step": training.tiny_step_rows,
     "training": training.epoch_rows,
+    "gan": gan.gan_rows,
     "tutorial": training.tutorial_rows,
     "evaluation": evaluation.evaluation_rows,
     "networks": networks.network_rows,

@@ -99,14 +99,16 @@ class Step:
         self.optimizer.step()
 
 
-def hand_written(cfg: DictConfig, device: torch.device, steps: int, epochs: int) -> list[float]:
-    """Seconds of each epoch of a hand-written loop over the same batches."""
+def hand_written(
+    cfg: DictConfig, device: torch.device, steps: int, epochs: int, make: Callable[..., Any] = Step
+) -> list[float]:
+    """Seconds of each epoch of a hand-written loop over the same batches; `make` makes its step."""
     data: Any = build(cfg.data)
     here = SimpleNamespace(root_device=device)
     data.trainer = SimpleNamespace(strategy=here, global_rank=0, world_size=1, training=False)  # for data.store=device
     data.prepare_data()
     data.setup("fit")
-    loader, step = data.train_dataloader(), Step(cfg, device)
+    loader, step = data.train_dataloader(), make(cfg, device)
     seconds = []
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
@@ -132,7 +134,9 @@ def epoch_rows(setting: Setting) -> list[Row]:
     return rows
 
 
-def beside_hand_written(setting: Setting, steps: int, epochs: int, *overrides: str) -> tuple[float, list[float]]:
+def beside_hand_written(
+    setting: Setting, steps: int, epochs: int, *overrides: str, make: Callable[..., Any] = Step
+) -> tuple[float, list[float]]:
     """`train(cfg)` by the hand-written loop, and the seconds of each for an epoch of CIFAR-10's 390 batches."""
     overrides = (*overrides, f"trainer.limit_train_batches={steps}", f"trainer.max_epochs={epochs}")
 
@@ -141,7 +145,8 @@ def beside_hand_written(setting: Setting, steps: int, epochs: int, *overrides: s
         return min(Probe.steps[1:]) / steps * FULL_EPOCH + min(Probe.rest)
 
     def plain() -> float:
-        return min(hand_written(config(setting, *overrides), setting.device, steps, epochs)[1:]) / steps * FULL_EPOCH
+        seconds = hand_written(config(setting, *overrides), setting.device, steps, epochs, make)
+        return min(seconds[1:]) / steps * FULL_EPOCH
 
     return alternate(ours, plain, setting.repeats)
 
