@@ -243,6 +243,7 @@ def test_a_larger_image_size_is_reached_after_the_augmentation_and_resize_before
 def test_mean_and_std_by_name_by_number_or_the_data_sets_own_or_those_of_pretrained_weights(given, mean, std):
     data = ready("fit", **given)
     assert (data.mean[0], data.std[0]) == (mean, std)
+    assert len(data.mean) == len(data.std) == data.preprocess.channels == 3
     data.normalise_by([0.1] * 3, [0.2] * 3)
     torch.testing.assert_close(data.preprocess(numbered([51])), torch.full((1, 3, 8, 8), 0.5))
 
