@@ -25,7 +25,7 @@ MISTAKES = {
     "optimizer.lr=fast": "fast",
     "scheduler.factory.warmup=2": "warmup",
     "optimized_metric=val/f1": "val/acc, val/acc_top5, val/loss; choose one of them",
-    "optimized_metric=train/score": "train/score was not logged; what is logged: lr-SGD, train/acc, train/images_per_s",
+    "optimized_metric=train/score": "train/score was not logged; what is logged: train/acc, train/images_per_s",
     "+callbacks.early_stopping.foo=1": "callbacks.early_stopping: EarlyStopping.__init__() got an unexpected keyword",
     "trainer.strategy=ddp_spawn callbacks=none": "needs callbacks.model_checkpoint",
 }

@@ -145,7 +145,7 @@ def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on_in_its_folder(
     monkeypatch.setenv("SLURM_NODEID", "0")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     command = [*ARGUMENTS, f"paths.log_dir={tmp_path}/logs"]
-    folder = tmp_path / "logs/train/runs/slurm_77.0"
+    folder = tmp_path / "logs/train/runs/slurm_77.0_vgg11_digits"
     process = start(*command)
     signal_after_epoch(process, 1, signal.SIGUSR1, delay=0.1)
     assert (tmp_path / "asked").read_text() == "requeue 77\n"

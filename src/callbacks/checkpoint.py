@@ -55,7 +55,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _check_monitor(self, trainer: Trainer) -> None:
         if self.monitor is not None and self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if not name.startswith("lr-")))
             choose = "choose one of them, or null, which keeps the last epoch"
             raise ValueError(f"optimized_metric={self.monitor} was not logged; what is logged: {known}; {choose}")
 

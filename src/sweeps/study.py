@@ -59,24 +59,19 @@ class Trials:
         sweep: its name among those that share the study.
         metrics: that the study is about.
         n_trials: of a search; None for a grid, whose trials are enqueued.
-        dry: whether the jobs only try whether they run, and leave no results.
 
     Attributes:
         jobs: those so far, by number.
+        dry: whether the jobs only try whether they run, and leave no results.
     """
 
+    dry = False
+
     def __init__(
-        self,
-        study: optuna.Study,
-        space: Space,
-        folder: Path,
-        sweep: str,
-        metrics: list[str],
-        n_trials: int | None,
-        dry: bool = False,
+        self, study: optuna.Study, space: Space, folder: Path, sweep: str, metrics: list[str], n_trials: int | None
     ) -> None:
         self.study, self.space, self.folder, self.sweep = study, space, folder, sweep
-        self.metrics, self.n_trials, self.dry = metrics, n_trials, dry
+        self.metrics, self.n_trials = metrics, n_trials
         if n_trials is None:
             self._enqueue()
         self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep)

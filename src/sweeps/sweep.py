@@ -64,8 +64,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     record = {**new, "storage": storage, "study_name": own.study_name, **record, "finished": False}
     own.set_user_attr("sweep", record)
     n_trials = None if grid else options["n_trials"]
-    dry = bool(OmegaConf.select(config, "trainer.fast_dev_run"))
-    trials = Trials(shared or own, space, folder, record["sweep"], settings["metrics"], n_trials, dry)
+    trials = Trials(shared or own, space, folder, record["sweep"], settings["metrics"], n_trials)
+    trials.dry = bool(OmegaConf.select(config, "trainer.fast_dev_run"))
     program = [*entry_point(), *sweeper.flags]
     launcher.run(trials, screen, program)
     trials.jobs = {number: job for number, job in trials.jobs.items() if job.sweep}  # others had the rest of a grid
@@ -74,7 +74,7 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     _summarise(trials, screen, settings["directions"], program)
     if not grid:
         _report(trials, screen, settings, program)
-    if dry:
+    if trials.dry:
         screen.say("This was a dry run (trainer.fast_dev_run): a few batches of each job, and no results.")
     failed = [str(job.number) for job in trials.jobs.values() if job.failed]
     counts = Counter(job.status for job in trials.jobs.values())
