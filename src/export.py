@@ -71,7 +71,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:
         exported = (_write_onnx if cfg.format == "onnx" else _write_torch)(deployed, metadata, partial)
-        error = _largest_error(deployed, exported)
+        error = _largest_error(deployed.network, exported, *deployed.examples.values())
         if not error <= tolerance:
             raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {tolerance}).")
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
@@ -149,13 +149,12 @@ def _write_onnx(deployed: Deployed, metadata: dict[str, str], path: Path) -> Fun
     )
 
 
-def _largest_error(deployed: Deployed, exported: Function) -> float:
+def _largest_error(network: Function, exported: Function, *inputs: Tensor) -> float:
     """Over batches of several sizes, of pixels or of logits: above 100 as a share of the largest, NaN if one is NaN."""
     from torch import cat, uint8
 
-    inputs = deployed.examples.values()
-    batches = [[each[:size] for each in inputs] for size in (1, 2, 5)]
-    expected, got = (cat([function(*batch) for batch in batches]) for function in (deployed.network, exported))
+    batches = [[each[:size] for each in inputs] for size in (1, 2, len(inputs[0]))]
+    expected, got = (cat([function(*batch) for batch in batches]) for function in (network, exported))
     if expected.dtype == uint8:
         return float((got.int() - expected.int()).abs().max())
     there = ~(expected <= 1e-30)  # smaller ones are at the end of float32

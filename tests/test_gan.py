@@ -274,7 +274,8 @@ def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
     assert len(events.Images("samples")) == 2
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_train_one_pair_of_networks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = run_command("-m", "src.train", *QUIET, "trainer=ddp_cpu", "data.batch_size=8", f"hydra.run.dir={folder}")

@@ -60,11 +60,11 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """images, labels -> scores (B,), positive for real ones.
 
-    The class enters as an inner product with the pooled maps (Miyato and Koyama 2018, arXiv 1802.05637, equation 4).
-    Every weight is divided by its largest singular value.
+    The class enters as an inner product with the last map (Miyato and Koyama 2018, arXiv 1802.05637, equation 4); it is
+    not pooled, as in the CNN of the earlier paper. Every weight is divided by its largest singular value.
     """
 
-    def __init__(self, width: int, num_classes: int, channels: int) -> None:
+    def __init__(self, width: int, num_classes: int, image_size: int, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((channels, width, 2 * width, 4 * width)):
@@ -72,11 +72,13 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(wide, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.1, inplace=True)]
         layers += [nn.Conv2d(4 * width, 8 * width, 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
         self.features = nn.Sequential(*layers)
-        self.score, self.projection = nn.Linear(8 * width, 1), nn.Embedding(num_classes, 8 * width)
+        size = 8 * width * (image_size // 8) ** 2
+        self.score, self.projection = nn.Linear(size, 1), nn.Embedding(num_classes, size)
+        nn.init.normal_(self.projection.weight, std=0.02)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        pooled = self.features(images).sum(dim=(2, 3))  # (B, 8 width), of maps (B, 8 width, S/8, S/8)
-        return self.score(pooled).squeeze(1) + (self.projection(labels) * pooled).sum(dim=1)
+        last = self.features(images).flatten(1)  # (B, 8 width * S/8 * S/8)
+        return self.score(last).squeeze(1) + (self.projection(labels) * last).sum(dim=1)
 
 
 class SNGAN(nn.Module):
@@ -101,7 +103,7 @@ class SNGAN(nn.Module):
                 "set data.image_size to a multiple of 8 from 16 on, such as 32, 64 or 96."
             )
         self.generator = Generator(width, noise_size, num_classes, image_size, channels)
-        self.discriminator = Discriminator(width, num_classes, channels)
+        self.discriminator = Discriminator(width, num_classes, image_size, channels)
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 nn.init.normal_(layer.weight, std=0.02)
