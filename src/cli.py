@@ -49,7 +49,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
 
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
-        sys.argv[1:] = map(switched_off, sys.argv[1:])
+        sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
@@ -93,7 +93,7 @@ def go_on(given: Given) -> str | None:
 
 
 def switched_off(word: str) -> str:
-    """`logger=null`, and the same of any other group of conf, in Hydra's words: `logger=[]`."""
+    """`logger=null`, and the same of any other group of conf, as Hydra takes it: `logger=[]`. It refuses null there."""
     group, _, value = word.partition("=")
     return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word
 
