@@ -12,7 +12,7 @@ test: $(VENV)/ready
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(VENV)/ready test-hydra14
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # All that touches Hydra, on the release candidate of its next version.
 test-hydra14: $(VENV)/hydra14

@@ -218,7 +218,7 @@ def timm_network(folder: Path, classes: int = 10, **options: Any) -> tuple[nn.Mo
     timm = pytest.importorskip("timm", reason="timm is an optional extra")
     published = timm.create_model("resnet10t").state_dict()
     overlay = {"file": str(save(published, folder)), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    return TimmNetwork("resnet10t", classes, 32, {"pretrained_cfg_overlay": overlay, **options}), published
+    return TimmNetwork("resnet10t", classes, 32, options={"pretrained_cfg_overlay": overlay, **options}), published
 
 
 def test_timms_own_weights_load_bit_for_bit_with_their_normalisation_and_a_new_head(tmp_path: Path) -> None:
