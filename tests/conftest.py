@@ -20,8 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.runs.build import CONF, register_resolvers
 
-# A developer's own places stay out of the tests and their commands: there is no conf/local/none.yaml.
-os.environ["CLASSICS_LOCAL"] = "none"
+# A developer's own places stay out of the tests.
 for variable in ("CLASSICS_DATA_DIR", "CLASSICS_LOG_DIR"):
     os.environ.pop(variable, None)
 
@@ -44,6 +43,7 @@ def composed(*overrides: str, name: str = "train", folder: Path | None = None) -
     """Composes `conf/<name>.yaml`; with `folder` the run folder is folder/run, and logs are in folder/logs."""
     register_resolvers()
     inside = [f"paths.output_dir={folder}/run", f"paths.log_dir={folder}/logs"] if folder else []
+    inside += ["local=[]"] if not any(override.startswith("local=") for override in overrides) else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, [*inside, *overrides])
 

@@ -133,7 +133,7 @@ def test_the_config_is_shown_when_it_is_asked_for(config: Compose, capsys: pytes
     assert "hidden_units: 4" in shown
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "predict", "export"])
+@pytest.mark.parametrize("name", ["train", "eval", "predict", "export", "sample"])
 def test_a_machines_places_come_from_its_environment_its_file_and_the_command_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,10 +145,11 @@ def test_a_machines_places_come_from_its_environment_its_file_and_the_command_li
     monkeypatch.setenv("CLASSICS_DATA_DIR", "/environment")
     assert places("paths.log_dir=/logs") == ("/environment", "/logs")
     monkeypatch.setenv("USER", "me")
-    monkeypatch.setenv("CLASSICS_LOCAL", "example")
-    assert places() == ("/data", "/scratch/me/logs")
-    assert places("paths.data_dir=/given") == ("/given", "/scratch/me/logs")
-    assert composed("data=cifar10").data.root == composed("data=digits").data.root == "/data"
+    assert places("local=example") == ("/data", "/scratch/me/logs")
+    assert places("local=example", "paths.data_dir=/given") == ("/given", "/scratch/me/logs")
+    if name == "train":
+        both = [composed("local=example", f"data={data}").data.root for data in ("cifar10", "digits")]
+        assert both == ["/data", "/data"]
 
 
 def test_the_latest_run_is_looked_for_where_this_machine_keeps_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
