@@ -82,6 +82,10 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
             if not images:
                 continue
             logits = model(preprocess(torch.stack(list(images.values())).to(device)))  # (B, K)
+            if logits.shape != (len(images), len(run.classes)):
+                raise ValueError(
+                    f"{run.folder} is no classifier's run: its network gives {(*logits.shape,)}, no logits."
+                )
             for file, values in zip(images, logits.float().softmax(dim=1).tolist(), strict=True):
                 each = dict(zip(run.classes, values, strict=True))
                 best, value = max(each.items(), key=lambda item: item[1])
