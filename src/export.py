@@ -90,14 +90,12 @@ def _deployed(run: Run) -> Deployed:
     from src.data.preprocess import Preprocess
     from src.modules.gan import GAN, Sampler
 
-    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", None)
+    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", torch.nn.Softmax(dim=1))
     if isinstance(run.model, GAN):
         network: torch.nn.Module = Sampler(run.model.averaged)
         noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
         examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
         side = run.config.data.image_size
-    elif link is None:
-        raise ValueError(f"{run.folder}: a {type(run.model).__name__} has no probabilities to export.")
     else:
         preprocess = Preprocess(**run.checkpoint["preprocess"])
         side = preprocess.shorter

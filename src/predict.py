@@ -69,8 +69,7 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
 
     from src.data.preprocess import Preprocess
 
-    if (link := getattr(run.model, "link", None)) is None:
-        raise ValueError(f"{run.folder}: a {type(run.model).__name__} predicts no classes.")
+    link = getattr(run.model, "link", torch.nn.Softmax(dim=1))
     several = isinstance(link, torch.nn.Sigmoid)  # classes of an image
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model, preprocess = run.model.to(device), Preprocess(**run.checkpoint["preprocess"]).to(device)
@@ -85,6 +84,10 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
             if not images:
                 continue
             logits = model(preprocess(torch.stack(list(images.values())).to(device)))  # (B, K)
+            if logits.shape != (len(images), len(run.classes)):
+                raise ValueError(
+                    f"{run.folder} is no classifier's run: its network gives {(*logits.shape,)}, no logits."
+                )
             for file, values in zip(images, link(logits.float()).tolist(), strict=True):
                 each = dict(zip(run.classes, values, strict=True))
                 best, value = max(each.items(), key=lambda item: item[1])
