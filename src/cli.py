@@ -144,15 +144,18 @@ def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
 
 def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
-    if isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
-        cause = user_error(error.__cause__)
-        *_, last = traceback.extract_tb(error.__cause__.__traceback__)
-        if cause is not None and Path(last.filename).is_relative_to(CONF.parent / "src"):
-            return cause  # our own messages name the option
-        section = re.search(r"full_key: (\S+)", str(error))
-        return ValueError(f"{section[1] if section else 'the config'}: {cause or error.__cause__}")
-    is_user_s = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
-    return error if is_user_s else None
+    told = str(error)
+    while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
+        told, error = str(error), error.__cause__
+    is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
+    # Hydra 1.3 says in its own exception what it was building, 1.4 in a note to the original one.
+    section = re.search(r"full_key: (\S+)", "\n".join([told, *getattr(error, "__notes__", ())]))
+    if section is None or isinstance(error, errors.InstantiationException):
+        return error if is_users else None
+    *_, last = traceback.extract_tb(error.__traceback__)
+    if is_users and Path(last.filename).is_relative_to(CONF.parent / "src"):
+        return error  # our own messages name the option
+    return ValueError(f"{section[1]}: {error}")
 
 
 def explain(error: BaseException, config_name: str) -> str:
