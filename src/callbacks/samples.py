@@ -19,10 +19,17 @@ class SampleSheet(Callback):
         folder: where the files go.
         columns: samples of a class.
         rows: classes, at most.
+
+    Raises:
+        ValueError: the module has no `sample` (as `src.modules.gan.GAN` has).
     """
 
     def __init__(self, folder: str | Path, columns: int = 10, rows: int = 20) -> None:
         self.folder, self.columns, self.rows = Path(folder), columns, rows
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "sample"):
+            raise ValueError(f"callbacks=samples is for a GAN: {type(pl_module).__name__} draws no samples.")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from src import figures
