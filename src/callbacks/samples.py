@@ -21,7 +21,7 @@ class SampleSheet(Callback):
         rows: classes, at most.
 
     Raises:
-        ValueError: the module draws no samples.
+        ValueError: the module has no `sample` (as `src.modules.gan.GAN` has).
     """
 
     def __init__(self, folder: str | Path, columns: int = 10, rows: int = 20) -> None:
@@ -29,7 +29,7 @@ class SampleSheet(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "sample"):
-            raise ValueError(f"callbacks=samples draws samples of a GAN, and a {type(pl_module).__name__} has none.")
+            raise ValueError(f"callbacks=samples is for a GAN: {type(pl_module).__name__} draws no samples.")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from src import figures
