@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import datasets
 
+from src.callbacks.processor import fastest_precision
 from src.runs.build import build, build_model, register_resolvers
 from src.train import train
 from tests.benchmarks.input_pipeline import NORMALIZE, per_image
@@ -64,10 +65,13 @@ def config(setting: Setting, *overrides: str) -> DictConfig:
     if not any(override.startswith("data=") for override in overrides):
         overrides = ("data=cifar10", f"data.root={setting.root}", *overrides)
     with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("train", [
+        cfg = compose("train", [
             "data.val_size=0", "scheduler=none", "test=false", *setting.trainer, *store,
             f"paths.output_dir={folder}", "+callbacks.probe._target_=tests.benchmarks.training.Probe", *overrides,
         ])  # fmt: skip
+    if cfg.trainer.precision == "fastest":  # the loop that it is compared with takes the same
+        cfg.trainer.precision = fastest_precision()
+    return cfg
 
 
 def quietly(function: Callable[[], Any]) -> Any:
