@@ -276,6 +276,7 @@ def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_train_one_pair_of_networks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -359,6 +360,7 @@ def test_the_generator_is_exported(trained, form: str, tmp_path: Path) -> None:
     assert np.abs(images.astype(int) - expected.sample(labels).numpy()).max() <= 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_compares_samples_with_real_images(trained, trained_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained[2], tmp_path / "gan")
     with pytest.raises(ValueError, match=r"has other data\.image_size than the GAN: 32 and 16"):
