@@ -157,6 +157,7 @@ def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on_in_its_folder(
     assert_equal_outcome(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_overrides_apply_on_top_of_the_saved_config_once_it_has_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(folder, "trainer.max_epochs=1", "test=false")

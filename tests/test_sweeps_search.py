@@ -154,6 +154,7 @@ def test_every_sampler_of_optuna_runs(standin: Standin, sampler: list[str]) -> N
     assert len({trial["params"]["lr"] for trial in study(standin.folders[0])["trials"]}) == 3
 
 
+@pytest.mark.slow
 def test_a_search_repeats_itself_but_a_resumed_one_does_not_draw_its_first_trials_again(standin: Standin) -> None:
     sweep = [OPTUNA, LR, "hydra.sweeper.n_trials=2", "epochs=1", "seconds=0"]
     for _ in range(2):

@@ -210,6 +210,7 @@ def test_what_cannot_be_opened_later_is_said_before_the_training(config, caplog)
     assert "nothing will open" not in caplog.text
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_tinyvgg_learns_on_real_cifar10(config) -> None:
     overrides = [
