@@ -250,3 +250,19 @@ def test_without_timms_weights_there_is_one_message(tmp_path: Path, monkeypatch:
     plain = TimmNetwork("resnet10t", options={"pretrained_cfg_overlay": {"hf_hub_id": None, "url": None}})
     with pytest.raises(ValueError, match="timm has none that fit resnet10t"):
         read_weights("pretrained", plain)
+
+
+@pytest.mark.parametrize("name", ["head", "fc"])
+def test_the_head_of_ones_own_network_may_be_the_layer_of_that_name_or_one_name(name: str) -> None:
+    def network(classes: int) -> nn.Module:
+        made = nn.Module()
+        made.body = nn.Linear(3, 4)
+        setattr(made, name, nn.Linear(4, classes))
+        if name != "head":
+            made.head = name
+        return made
+
+    source, target = network(2), network(5)
+    fresh = load_weights(target, Weights("source", source.state_dict(), None, None))
+    assert fresh == [f"{name}.weight", f"{name}.bias"]
+    assert torch.equal(target.body.weight, source.body.weight)

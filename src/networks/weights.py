@@ -61,7 +61,7 @@ def load_weights(network: nn.Module, weights: Weights) -> list[str]:
     """
     own = network.state_dict()
     head, training_only = getattr(network, "head", ()), getattr(network, "training_only", ())
-    head = ("head",) if isinstance(head, nn.Module) else head
+    head = ("head",) if isinstance(head, nn.Module) else (head,) if isinstance(head, str) else head
     given = {n: t for n, t in weights.state_dict.items() if n in own or not _under(n, training_only)}
     absent = [n for n in own if n not in given and not n.endswith(".num_batches_tracked")]
     reshaped = [n for n in own if n in given and given[n].shape != own[n].shape]
