@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from torchvision.ops import sigmoid_focal_loss
 
 from src.data.memory import MemoryDataModule
+from src.export import _deployed
 from src.modules.losses import BinaryCrossEntropy, CrossEntropy, Focal, class_weights
+from src.predict import _predict
 from src.runs.record import read_metrics, read_results
 from src.runs.run import open_run
 from tests.conftest import QUICK, SILENT, train_here
@@ -162,6 +165,11 @@ def test_several_labels_an_image_are_trained_and_measured(config) -> None:
     expected |= dict(zip(["f1_left", "f1_top"], f1_score(labels, logits > 0, average=None), strict=True))
     assert [metrics[f"test/{name}"] for name in expected] == pytest.approx([*map(float, expected.values())], abs=1e-5)
     assert 0.7 < metrics["test/map"] < 1
+    torch.testing.assert_close(_deployed(run).network(images[:5]), logits[:5].sigmoid(), atol=1e-5, rtol=1e-4)
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(folder / "image.png")
+    ((prediction,), _) = _predict(run, [folder / "image.png"], 1)
+    assert list(prediction["probabilities"].values()) == pytest.approx(logits[0].sigmoid().tolist(), abs=1e-5)
+    assert prediction["prediction"] == ", ".join(n for n, x in zip(run.classes, logits[0], strict=True) if x > 0)
 
 
 def test_a_classifier_of_one_label_refuses_several(config) -> None:
