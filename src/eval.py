@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.runs.build import build
-from src.runs.folder import write_json, write_whole
+from src.runs.folder import events_folder, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
 
@@ -221,7 +221,7 @@ def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: 
             files.append(output / f"{name}{suffix}.csv")
             write_whole(files[-1], objects[name].to_csv(index=False, float_format="%.6g"))
         title = f"{type(run.network).__name__} on {data}, {cfg.split}, tta={cfg.tta}".removesuffix(", tta=none")
-        with SummaryWriter(output / "tensorboard") as writer:
+        with SummaryWriter(events_folder(output)) as writer:
             for name, figure in _draw(cfg.split, title, objects):
                 files.append(figures.save(figure, output / f"figures/{name}{suffix}.png"))
                 writer.add_image(f"eval{suffix or '_test'}/{name}", figures.pixels(figure), step, dataformats="HWC")

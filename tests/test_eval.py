@@ -21,7 +21,7 @@ from src.eval import _draw, evaluate, prepare
 from src.evaluation.metrics import VIEWS, measure, views
 from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
-from src.runs.folder import RunError
+from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
 from tests.conftest import composed, run_command
 
@@ -89,7 +89,7 @@ def test_files_and_tensorboard_have_every_figure(plain) -> None:
     assert {path.stem for path in plain.run.glob("figures/*.png")} == names
     files = {path.name for path in plain.objects["files"] if path.is_file()}
     assert files == {"predictions.csv", "per_class.csv", "evaluation.json", *(f"{name}.png" for name in names)}
-    pictures = EventAccumulator(str(plain.run / "tensorboard")).Reload().Tags()["images"]
+    pictures = EventAccumulator(str(events_folder(plain.run))).Reload().Tags()["images"]
     assert {f"eval_test/{name}" for name in names} <= set(pictures)
 
 

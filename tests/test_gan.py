@@ -27,6 +27,7 @@ from src.modules.gan import GAN, hinge_loss
 from src.networks.sngan import SNGAN
 from src.networks.tinyvgg import TinyVGG
 from src.runs.build import build, build_model
+from src.runs.folder import events_folder
 from src.runs.record import read_results
 from src.runs.run import open_run
 from src.sample import sample
@@ -271,7 +272,7 @@ def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
     assert drawn.shape == (10 * 16, 10 * 16, 3)
     images = objects["model"].sample(torch.arange(10).repeat_interleave(10))
     np.testing.assert_array_equal(drawn[16:32, 32:48].transpose(2, 0, 1), images[12])
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = EventAccumulator(str(events_folder(folder))).Reload()
     assert len(events.Images("samples")) == 2
 
 

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+QUICK, LONG = NOTEBOOKS[:2], [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[2:]]
 
 
 def test_there_are_four() -> None:
@@ -30,7 +31,8 @@ def test_it_is_kept_without_outputs(path: Path) -> None:
             assert "class " not in cell.source
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", [*QUICK, *LONG], ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("src", "conf"):  # so that its logs go into the test's own folder
         (tmp_path / name).symlink_to(ROOT / name)

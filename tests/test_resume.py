@@ -118,7 +118,7 @@ def test_a_run_killed_between_its_training_and_its_test_only_tests(uninterrupted
     assert_equal_outcome(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_saves_in_the_middle_of_an_epoch_and_goes_on_there(
     uninterrupted: Path, tmp_path: Path, signum: int
 ) -> None:

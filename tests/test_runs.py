@@ -13,7 +13,17 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.runs.build import CONF, check_config, mode_of, register_resolvers, trusted_packages
-from src.runs.folder import RunError, draw_seed, find_run, new_run, read_yaml, starts_again, whole, write_whole
+from src.runs.folder import (
+    RunError,
+    draw_seed,
+    events_folder,
+    find_run,
+    new_run,
+    read_yaml,
+    starts_again,
+    whole,
+    write_whole,
+)
 from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
 from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
 
@@ -99,6 +109,11 @@ def test_a_job_that_was_requeued_knows_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert not starts_again()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert starts_again()
+
+
+def test_tensorboard_shows_a_run_by_its_model_data_and_seed(run: Path) -> None:
+    assert events_folder(run) == run / "tensorboard/tinyvgg_digits_seed0"
+    assert list(events_folder(run).glob("events.*"))
 
 
 def test_the_latest_run_is_looked_for_where_it_is_told(run: Path, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_the_metrics_of_a_running_job_come_epoch_by_epoch_whole_lines_only(tmp_p
         ([LR, "+hydra.sweeper.sampler.startup=3"], "unexpected keyword argument 'startup'"),
         ([LR, "hydra.sweeper.direction=up"], "give min or max"),
         ([LR, "hydra.sweeper.metric=[val/acc,parameters]"], "for each metric of val/acc, parameters"),
-        ([LR, *TWO, "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=[]"),
+        ([LR, *TWO, "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=none"),
         ([LR, "+logger={}", "hydra/sweeper/pruner=median"], "needs logger.csv"),
         ([LR, "hydra.sweeper.storage=nowhere/study.journal"], "nowhere/study.journal cannot be used"),
         ([LR, "hydra.sweeper.storage=nosuchdb://x"], "nosuchdb://x cannot be used"),

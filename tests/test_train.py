@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.eval import evaluate
 from src.runs.build import CONF, build_model
+from src.runs.folder import events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
@@ -64,7 +65,7 @@ def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trai
 def test_tensorboard_has_curves_pictures_the_graph_and_hyperparameters(trained) -> None:
     _, _, folder = trained
     tags = {"scalars": set(), "images": set(), "graph": False}
-    for part in [folder / "tensorboard", *(folder / "tensorboard").glob("*/")]:
+    for part in [events_folder(folder), *events_folder(folder).glob("*/")]:
         events = EventAccumulator(str(part)).Reload()
         tags["scalars"] |= set(events.Tags()["scalars"])
         tags["images"] |= {name.split("/image")[0] for name in events.Tags()["images"]}

@@ -49,9 +49,19 @@ def mode_of(metric: Any) -> str:
     return "min" if name.endswith(LESS_IS_BETTER) else "max"
 
 
+def run_name(seed: int) -> str:
+    """What tells a run from others in TensorBoard: model, data and seed; the seed alone outside a job of Hydra's."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    names = [choices.get(group) for group in ("model", "data")]
+    return "_".join([*(name.replace("/", "-") for name in names if name), f"seed{seed}"])
+
+
 def register_resolvers() -> None:
-    """Makes the resolvers of `conf` known: `${mode_of:METRIC}` and `${new_run:PARENT}`."""
+    """Makes the resolvers of `conf` known: `${mode_of:METRIC}`, `${new_run:PARENT}` and `${run_name:SEED}`."""
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("new_run", new_run, replace=True, use_cache=True)
 
 

@@ -2,7 +2,7 @@
 
 .hydra/config.yaml   the config as composed            checkpoints/   last.ckpt and epoch_XXX.ckpt, the best
 train.log            the epochs as they were printed   csv/           metrics.csv
-results.json         metrics, times, versions          tensorboard/   for tensorboard --logdir
+results.json         metrics, times, versions          tensorboard/   MODEL_DATA_SEED, for tensorboard --logdir
 """
 
 from __future__ import annotations
@@ -76,6 +76,12 @@ def moved(content: Any, there: str, here: str) -> Any:
         return [moved(value, there, here) for value in content]
     inside = isinstance(content, str) and (content == there or content.startswith(f"{there}/"))
     return here + content[len(there) :] if inside else content
+
+
+def events_folder(folder: Path) -> Path:
+    """Where the events of a run lie for TensorBoard: under the run's name in `tensorboard/`."""
+    named = (path for path in (folder / "tensorboard").glob("*") if path.is_dir())
+    return min(named, default=folder / "tensorboard")
 
 
 def find_run(name: str | Path, logs: str | Path = LOGS) -> Path:

@@ -94,7 +94,7 @@ def _settings(config: DictConfig, options: dict[str, Any], space: Space, prunes:
         found = f"hydra.sweeper.direction={','.join(given)}"
         raise ValueError(f"{found}: give min or max for each metric of {', '.join(metrics)}.")
     if prunes and len(metrics) > 1:
-        raise ValueError("hydra/sweeper/pruner compares one metric; with several take hydra/sweeper/pruner=[].")
+        raise ValueError("hydra/sweeper/pruner compares one metric; with several take hydra/sweeper/pruner=none.")
     if prunes and "logger" in config and OmegaConf.select(config, "logger.csv") is None:
         raise ValueError("hydra/sweeper/pruner reads csv/metrics.csv: it needs logger.csv, as in logger=default.")
     distributions = [f"{key}: {of}" for key, of in space.distributions.items()]

@@ -68,7 +68,7 @@ def _search(seed: int, pruner: str) -> tuple[int, float]:
     """Epochs that the jobs ran, and the best value."""
     logs = Path(tempfile.mkdtemp(prefix="bench"))
     own = [f"hydra.sweeper.seed={seed}", f"hydra/sweeper/pruner={pruner}", f"paths.log_dir={logs}"]
-    done = run_command(*SEARCH, *own)
+    done = run_command(*SEARCH, *own, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = logs.glob("train/multiruns/*/study.json")
     study = json.loads(path.read_text())
