@@ -13,7 +13,17 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.runs.build import CONF, check_config, mode_of, register_resolvers, trusted_packages
-from src.runs.folder import RunError, draw_seed, find_run, new_run, read_yaml, starts_again, whole, write_whole
+from src.runs.folder import (
+    RunError,
+    draw_seed,
+    find_run,
+    new_run,
+    read_yaml,
+    removed_unless_started,
+    starts_again,
+    whole,
+    write_whole,
+)
 from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
 from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
 
@@ -99,6 +109,34 @@ def test_a_job_that_was_requeued_knows_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert not starts_again()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert starts_again()
+
+
+@pytest.mark.parametrize(
+    ("files", "starts", "stays"),
+    [
+        ([".hydra/config.yaml", "train.log"], False, False),
+        ([".hydra/config.yaml", "train.log"], True, True),
+        ([".hydra/config.yaml", "train.log", "output.log"], False, True),  # of a sweep, whose table names output.log
+        ([".hydra/config.yaml", "notes.txt"], False, True),
+    ],
+)
+def test_a_new_run_folder_vanishes_if_the_training_does_not_start(
+    tmp_path: Path, files: list[str], starts: bool, stays: bool
+) -> None:
+    folder = tmp_path / "run"
+    for file in files:
+        write_whole(folder / file, "")
+
+    def run() -> None:
+        with removed_unless_started(folder) as started:
+            write_whole(folder / "tensorboard/events", "")
+            if starts:
+                started()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert folder.exists() == stays
 
 
 def test_the_latest_run_is_looked_for_where_it_is_told(run: Path, tmp_path: Path) -> None:
