@@ -14,7 +14,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from src.data.official import look_for
 from src.runs.build import build
 from src.runs.folder import write_json, write_whole
 from src.runs.run import Run, open_run
@@ -54,7 +53,6 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if cfg.tta not in VIEWS:
         raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
     cli.quieten()
-    look_for(OmegaConf.select(cfg, "data"))
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     judge = None if cfg.features is None else _judge(run, cfg)
     own_data = _adjust(run, cfg)

@@ -108,9 +108,12 @@ def test_what_is_missing_is_fetched_from_the_mirror_and_what_is_altered_stays(ma
         assert md5(fetched) == md5(made_up / "test_batch")
         fetched.unlink()
     fetched.write_bytes(b"of my own")
+    (fetched.parent / "data_batch_1").unlink()  # is fetched once more
     with pytest.raises(ValueError, match="test_batch is truncated or altered"):
         ready(tmp_path / "new", mirror=mirror)
     assert fetched.read_bytes() == b"of my own"
+    assert md5(fetched.parent / "data_batch_1") == md5(made_up / "data_batch_1")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {made_up.name, datasets.CIFAR10.filename}
 
 
 def test_an_archive_that_lies_there_is_unpacked_without_asking_anybody(made_up, tmp_path, monkeypatch):

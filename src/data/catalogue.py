@@ -10,7 +10,6 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from src.data.files import stalls_end
 from src.data.source import SourceDataModule
 
 # What torchvision calls the splits to train, validate and test on; None carves them from the training images.
@@ -73,8 +72,7 @@ class Torchvision(SourceDataModule):
         for download in (False, True) if self.download else (False,):  # a download first hashes all that is there
             given = {**ours, "download": download}
             try:
-                with stalls_end():
-                    return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
+                return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
             except TypeError as error:
                 raise ValueError(f"torchvision's {name} does not take data.options={self.options}: {error}.") from error
             except (RuntimeError, OSError) as error:

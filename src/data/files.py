@@ -1,13 +1,12 @@
 """Data sets of official files: found, verified by checksum, downloaded if they are missing."""
 
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from src.data.memory import MemoryDataModule
 from src.data.official import MIRROR, absent, find
@@ -48,40 +47,33 @@ class OfficialDataModule(MemoryDataModule):
         if missing := self._missing():
             raise absent(name, self.root, f"missing: {', '.join(missing)}")
         for file, md5 in self.files():
-            if not _is_intact(self.folder / file, md5):
+            path, state = self.folder / file, (self.folder / file).stat()
+            if md5 is not None and not _has_md5(path, md5, state.st_size, state.st_mtime_ns):
                 raise ValueError(
-                    f"{self.folder / file} is truncated or altered: its MD5 is not the official one. Delete it and "
+                    f"{path} is truncated or altered: its MD5 is not the official one. Delete it and "
                     f"run again with data.download=true{self.unless}."
                 )
 
     def _download(self, url: str) -> None:
-        path, md5 = self.root / self.source.filename, self.source.tgz_md5
+        path, md5, waits = self.root / self.source.filename, self.source.tgz_md5, socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALLED)  # torchvision sets none
         try:
-            with stalls_end():
-                download_and_extract_archive(url, str(self.root), filename=path.name, md5=md5)
+            download_url(url, str(self.root), path.name, md5)
+            with TemporaryDirectory(dir=self.root) as fresh:
+                extract_archive(str(path), fresh)
+                self.folder.mkdir(exist_ok=True)
+                for file in Path(fresh, self.folder.name).iterdir():
+                    if not (self.folder / file.name).exists():  # no file is ever half there, nor in place of another
+                        file.rename(self.folder / file.name)
         except (OSError, RuntimeError) as error:
             raise absent(self.source.__name__, self.root, f"{url}: {error}", MIRROR) from error
         finally:
+            socket.setdefaulttimeout(waits)
             if not check_integrity(str(path), md5):
                 path.unlink(missing_ok=True)  # half of it is of no use
 
     def _missing(self) -> list[str]:
         return [file for file, _ in self.files() if not (self.folder / file).is_file()]
-
-
-@contextmanager
-def stalls_end() -> Iterator[None]:
-    """A download in here fails when nothing comes for `STALLED`; torchvision's own would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALLED)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _is_intact(path: Path, md5: str | None) -> bool:
-    return md5 is None or _has_md5(path, md5, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @cache
