@@ -117,7 +117,7 @@ def test_what_is_missing_is_fetched_from_the_mirror_and_what_is_altered_stays(ma
 
 
 def test_an_archive_that_lies_there_is_unpacked_without_asking_anybody(made_up, tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "urlopen", None)
+    monkeypatch.setattr(official, "_no_answer", None)
     shutil.copy(made_up.parent / datasets.CIFAR10.filename, tmp_path)
     assert ready(tmp_path, val_size=0).size("train") == 100
 
@@ -125,7 +125,7 @@ def test_an_archive_that_lies_there_is_unpacked_without_asking_anybody(made_up, 
 def test_an_unreachable_mirror_and_one_with_another_archive_are_refused(made_up, mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
     for url, problem in ((mirror, "corrupted"), (f"{mirror}nowhere", "Not Found"), ("http://127.0.0.1:9", "refused")):
-        what_to_do = rf"\({url}.*{problem}\).* data\.root .* data\.mirror=URL, or unpack cifar-10-python\.tar\.gz"
+        what_to_do = rf"\({url}.*{problem}.*\).* data\.root .* data\.mirror=URL, or unpack cifar-10-python\.tar\.gz"
         with pytest.raises(FileNotFoundError, match=what_to_do):
             ready(tmp_path / "new", mirror=url)
         assert list((tmp_path / "new").iterdir()) == []

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.request import Request, urlopen
 
 OFFICIAL = {  # torchvision's class: the archive, the folder in it; that class has the files and checksums
     "CIFAR10": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py"),
@@ -64,6 +63,8 @@ def absent(
 
 def _no_answer(url: str) -> str | None:
     """Why nobody answers at a URL within `PATIENCE`, or None if somebody does."""
+    from urllib.request import Request, urlopen  # needed by few starts, and slow to load
+
     problem: list[Any] = [f"no answer within {PATIENCE:g} s"]
 
     def ask() -> None:
