@@ -124,7 +124,11 @@ def test_an_archive_that_lies_there_is_unpacked_without_asking_anybody(made_up, 
 
 def test_an_unreachable_mirror_and_one_with_another_archive_are_refused(made_up, mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
-    for url, problem in ((mirror, "corrupted"), (f"{mirror}nowhere", "File not found"), ("http://127.0.0.1:9", "refused")):
+    for url, problem in (
+        (mirror, "corrupted"),
+        (f"{mirror}nowhere", "File not found"),
+        ("http://127.0.0.1:9", "refused"),
+    ):
         what_to_do = rf"\({url}.*{problem}.*\).* data\.root .* data\.mirror=URL, or unpack cifar-10-python\.tar\.gz"
         with pytest.raises(FileNotFoundError, match=what_to_do):
             ready(tmp_path / "new", mirror=url)

@@ -44,10 +44,12 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         raise ValueError("the jobs of a sweep are started by hydra/launcher=process or slurm.")
     grid = isinstance(sampler, Grid)
     space = Space.of(sweeper.parse(arguments), grid)
-    jobs = sweeper.compose([space.overrides(params) for params in (space.combinations() if grid else space.corners())])
+    configs = sweeper.compose(
+        [space.overrides(params) for params in (space.combinations() if grid else space.corners())]
+    )
     if isinstance(launcher, ProcessLauncher):  # on a cluster the files may lie where the jobs run
-        for job in jobs:
-            look_for(OmegaConf.select(job, "data"))
+        for each in configs:
+            look_for(OmegaConf.select(each, "data"))
     settings = _settings(config, options, space, prunes=bool(pruner))
     # Raises where sampler, metrics and space do not go together.
     optuna.create_study(sampler=build(options["sampler"]), directions=settings["directions"]).ask(space.distributions)
