@@ -48,8 +48,8 @@ class StudySweeper(Sweeper):
         parsed = OverridesParser.create(self.loader).parse_overrides([*lines, *self.passed_on])
         return list({override.get_key_element(): override for override in parsed}.values())
 
-    def compose(self, jobs: list[list[str]]) -> None:
-        """Composes the jobs' configs, so that Hydra tells of a wrong key or choice before any job starts.
+    def compose(self, jobs: list[list[str]]) -> list[DictConfig]:
+        """The jobs' configs, composed so that Hydra tells of a wrong key or choice before any job starts.
 
         Composing takes some 0.1 s, so jobs that differ only in plain values are composed once.
         """
@@ -57,5 +57,6 @@ class StudySweeper(Sweeper):
         def choices(job: list[str]) -> tuple[str, ...]:
             return tuple(o for o in job if self.loader.get_group_options(o.partition("=")[0].lstrip("+~")))
 
-        for job in {choices(job): job for job in jobs}.values():
-            self.loader.load_sweep_config(self.settings, [o for o in job if o not in self.passed_on])
+        different = {choices(job): job for job in jobs}.values()
+        own = ([override for override in job if override not in self.passed_on] for job in different)
+        return [self.loader.load_sweep_config(self.settings, overrides) for overrides in own]

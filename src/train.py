@@ -6,23 +6,29 @@ python -m src.train --help
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
+from src.data.official import look_for
 from src.runs import record as records
 from src.runs.build import build, build_each, build_model, check_config, register_resolvers, trusted_packages
-from src.runs.folder import LAST, RunError, draw_seed, starts_again
+from src.runs.folder import LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
+def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains and tests what the config says.
+
+    Args:
+        started: called when the training begins; what can be wrong with a config has been found by then.
 
     Returns:
         The last value of every logged metric, and the objects: cfg, datamodule, model, callbacks, logger, trainer.
@@ -54,7 +60,7 @@ def train(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     seed_everything(cfg.seed, workers=True, verbose=False)
 
     output = Path(cfg.paths.output_dir)
-    record = RunRecord(output / "checkpoints", cfg.seed)
+    record = RunRecord(output / "checkpoints", cfg.seed, started)
     logger = build_each(cfg.logger)
     callbacks = [record, *build_each(cfg.callbacks)]
     keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
@@ -144,7 +150,9 @@ def main(cfg: DictConfig) -> float | None:
     output = Path(cfg.paths.output_dir)
     if cfg.resume is None and starts_again() and (output / LAST).is_file():
         cfg = OmegaConf.create(resumed_config(str(output), trusted=cfg.trusted))
-    metrics, objects = train(cfg)
+    with removed_unless_started(Path(HydraConfig.get().runtime.output_dir)) as started:
+        look_for(cfg.data)
+        metrics, objects = train(cfg, started)
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:
         return None
     if cfg.optimized_metric not in metrics and objects["datamodule"].size("val"):

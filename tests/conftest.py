@@ -7,7 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,16 @@ def run_command(
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, **options
     )
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A web server of this machine that stands in for a data set's own: the URL of the files in a folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 def hear_interrupts() -> None:

@@ -14,7 +14,8 @@ MISTAKES = {
     "data=cifar": "there is no data=cifar: did you mean cifar10",
     "trainer.max_epoch=3": "there is no option 'trainer.max_epoch': did you mean trainer.max_epochs",
     "optimiser=sgd": "there is no option 'optimiser': did you mean optimizer",
-    "data=cifar10": "data.download=true",
+    "data=cifar10 data.download=false": "data.download=true",
+    "data=stl10 data.mirror=http://127.0.0.1:9": "data.mirror=URL, or unpack stl10_binary.tar.gz from http://ai.",
     "data.batch_size=5000": "5000",
     "data.val_size=5000": "val_size",
     "data.image_size=8": "16",
@@ -29,6 +30,7 @@ MISTAKES = {
     "+callbacks.early_stopping.foo=1": "callbacks.early_stopping: EarlyStopping.__init__() got an unexpected keyword",
     "trainer.strategy=ddp_spawn callbacks=none": "needs callbacks.model_checkpoint",
 }
+FOUND_IN_TRAINING = ["optimized_metric=val/f1", "optimized_metric=train/score"]
 
 
 @pytest.mark.parametrize("override", MISTAKES)
@@ -44,6 +46,19 @@ def test_a_mistake_gets_one_clear_message(override: str, tmp_path: Path, monkeyp
     assert MISTAKES[override] in printed.partition("error: ")[2]
     assert "Traceback" not in printed
     assert not list(tmp_path.glob("**/*.ckpt"))
+    assert len(list(tmp_path.glob("logs/train/runs/*"))) == (override in FOUND_IN_TRAINING)
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
+def test_missing_data_are_told_before_torch_is_loaded_and_leave_no_folder(more: list[str], tmp_path: Path) -> None:
+    told = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    code = f"{told} sys.argv[1:1] = {more}; from src import cli, train; cli.run(train.main, 'train', cli.go_on)"
+    folders = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
+    done = run_command("-c", code, "model=vgg11", "data=stl10", "data.mirror=http://127.0.0.1:9", *folders)
+    assert (done.returncode, done.stdout.strip()) == (1, "False")
+    assert done.stderr.startswith("error: STL10 is not in ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("logs/train/*/*"))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_its_checkpoints(tmp_path: Path) -> None:

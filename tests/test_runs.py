@@ -20,6 +20,7 @@ from src.runs.folder import (
     find_run,
     new_run,
     read_yaml,
+    removed_unless_started,
     starts_again,
     whole,
     write_whole,
@@ -114,6 +115,34 @@ def test_a_job_that_was_requeued_knows_it(monkeypatch: pytest.MonkeyPatch) -> No
 def test_tensorboard_shows_a_run_by_its_model_data_and_seed(run: Path) -> None:
     assert events_folder(run) == run / "tensorboard/tinyvgg_digits_seed0"
     assert list(events_folder(run).glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "starts", "stays"),
+    [
+        ([".hydra/config.yaml", "train.log"], False, False),
+        ([".hydra/config.yaml", "train.log"], True, True),
+        ([".hydra/config.yaml", "train.log", "output.log"], False, True),  # of a sweep, whose table names output.log
+        ([".hydra/config.yaml", "notes.txt"], False, True),
+    ],
+)
+def test_a_new_run_folder_vanishes_if_the_training_does_not_start(
+    tmp_path: Path, files: list[str], starts: bool, stays: bool
+) -> None:
+    folder = tmp_path / "run"
+    for file in files:
+        write_whole(folder / file, "")
+
+    def run() -> None:
+        with removed_unless_started(folder) as started:
+            write_whole(folder / "tensorboard/events", "")
+            if starts:
+                started()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert folder.exists() == stays
 
 
 def test_the_latest_run_is_looked_for_where_it_is_told(run: Path, tmp_path: Path) -> None:

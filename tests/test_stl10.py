@@ -1,15 +1,20 @@
 """STL10's binary files, written by the test in their official layout: planes of columns, labels from 1."""
 
 import hashlib
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets
 
+from src import cli
 from src.data import stl10
 from src.data.augment import RandomCrop
 from src.data.stl10 import STL10
+from src.runs.record import read_results
+from src.train import main
+from tests.conftest import SILENT, composed, serving
 
 TRAIN, TEST = 40, 20
 FOLDS = np.random.default_rng(0).permutation(TRAIN).reshape(10, 4).tolist()
@@ -92,7 +97,7 @@ def test_the_files_of_names_and_folds_may_be_missing_unless_a_fold_is_asked_for(
         path.unlink()
     assert ready(folder).classes == stl10.CLASSES
     with pytest.raises(FileNotFoundError, match=r"missing: fold_indices\.txt"):
-        ready(folder, fold=1)
+        ready(folder, fold=1, download=False)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_a_truncated_or_altered_file_is_refused(folder, name, content):
 
 def test_files_as_long_as_the_official_ones_must_have_the_official_checksum(folder, monkeypatch):
     monkeypatch.setattr(stl10, "OFFICIAL_COUNT", {"train": TRAIN, "test": TEST})
-    with pytest.raises(ValueError, match=r"train_X\.bin is truncated or altered: its MD5"):
+    with pytest.raises(ValueError, match=r"train_X\.bin is truncated or altered: its MD5.* data\.checksum=false"):
         ready(folder)
     ready(folder, checksum=False)
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.glob("*.bin")}
@@ -123,3 +128,28 @@ def test_files_as_long_as_the_official_ones_must_have_the_official_checksum(fold
         known = [[file, sums.get(file, md5)] for file, md5 in getattr(datasets.STL10, name)]
         monkeypatch.setattr(datasets.STL10, name, known)
     ready(folder)
+
+
+def test_the_command_downloads_the_archive_and_trains(folder, tmp_path, monkeypatch):
+    archive = folder.parent / datasets.STL10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    monkeypatch.setattr(datasets.STL10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    options = ["trainer=cpu", "trainer.max_epochs=1", "data.batch_size=4", f"data.root={tmp_path}/new"]
+    options += ["model.network.hidden_units=4", *SILENT, f"hydra.run.dir={tmp_path}/run"]
+    with serving(folder.parent) as url:
+        monkeypatch.setattr("sys.argv", ["train", "data=stl10", f"data.mirror={url}", *options])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        cli.run(main, "train")
+    assert read_results(tmp_path / "run")["status"] == "done"
+    assert (tmp_path / "new/stl10_binary/train_X.bin").read_bytes() == (folder / "train_X.bin").read_bytes()
+
+
+def test_the_default_training_has_as_many_steps_as_that_of_cifar10_and_an_experiment_its_own():
+    steps = {}
+    for name, images in (("stl10", 5000), ("cifar10", 50_000)):
+        cfg = composed(f"data={name}", "trainer=cpu")
+        steps[name] = int(0.9 * images) // cfg.data.batch_size * cfg.trainer.max_epochs
+    assert steps["stl10"] == pytest.approx(steps["cifar10"], rel=0.01)
+    assert composed("experiment=stl10").trainer.max_epochs == 500
+    assert composed("data=stl10", "trainer.max_epochs=3").trainer.max_epochs == 3

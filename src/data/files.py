@@ -1,25 +1,31 @@
-"""Data sets of official files: found, verified by checksum, downloaded when asked."""
+"""Data sets of official files: found, verified by checksum, downloaded if they are missing."""
 
+import socket
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from src.data.memory import MemoryDataModule
+from src.data.official import MIRROR, absent, find
+
+STALLED = 30.0  # seconds without a byte, after which a download is given up
 
 
 class OfficialDataModule(MemoryDataModule):
     """Base of the data sets whose files torchvision knows: in their official folder, which lies in `root`.
 
     Args:
-        download: fetch the official archive if files are missing.
+        download: fetch the official archive if files are missing; altered ones, perhaps somebody's own, stay.
         mirror: URL of a folder that holds the same archive; the checksum stays the official one.
     """
 
-    source: ClassVar[Any]  # torchvision's class: the archive's URL and checksum, and the names of the files
+    source: ClassVar[Any]  # torchvision's class: the names of the files, and all checksums
+    unless = ""  # when the files are meant to be others
 
-    def __init__(self, *, download: bool = False, mirror: str | None = None, **options: Any) -> None:
+    def __init__(self, *, download: bool = True, mirror: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.download, self.mirror = download, mirror
         self.folder = self.root / self.source.base_folder
@@ -35,38 +41,39 @@ class OfficialDataModule(MemoryDataModule):
             FileNotFoundError: files are missing, or the download failed.
             ValueError: a file is truncated or altered.
         """
-        name, archive = self.source.__name__, self.source.filename
-        by_hand = f"put {archive} from {self.source.url} there, unpacked"
-        if self.download and self._wrong():
-            url = f"{self.mirror.rstrip('/')}/{archive}" if self.mirror else self.source.url
-            try:
-                download_and_extract_archive(url, str(self.root), filename=archive, md5=self.source.tgz_md5)
-            except (OSError, RuntimeError) as error:
-                raise FileNotFoundError(
-                    f"{name} could not be downloaded from {url} ({error}); try another host with data.mirror=URL, or "
-                    f"{by_hand} as {self.folder}."
-                ) from error
-            finally:
-                if not check_integrity(str(self.root / archive), self.source.tgz_md5):
-                    (self.root / archive).unlink(missing_ok=True)  # half of it is of no use
-        missing = [file for file, _ in self.files() if not (self.folder / file).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{name} is not in {self.folder} (missing: {', '.join(missing)}). Switch the download on with "
-                f"data.download=true, point data.root at the folder that holds {self.folder.name}, or {by_hand}."
-            )
-        for file in self._wrong()[:1]:
-            raise ValueError(
-                f"{self.folder / file} is truncated or altered: its MD5 is not the official one. Delete it and run "
-                f"again with data.download=true, or {by_hand}."
-            )
+        name = self.source.__name__
+        if self.download and self._missing():
+            self._download(find(name, self.root, self.mirror))
+        if missing := self._missing():
+            raise absent(name, self.root, f"missing: {', '.join(missing)}")
+        for file, md5 in self.files():
+            path, state = self.folder / file, (self.folder / file).stat()
+            if md5 is not None and not _has_md5(path, md5, state.st_size, state.st_mtime_ns):
+                raise ValueError(
+                    f"{path} is truncated or altered: its MD5 is not the official one. Delete it and "
+                    f"run again with data.download=true{self.unless}."
+                )
 
-    def _wrong(self) -> list[str]:
-        return [file for file, md5 in self.files() if not _is_intact(self.folder / file, md5)]
+    def _download(self, url: str) -> None:
+        path, md5, waits = self.root / self.source.filename, self.source.tgz_md5, socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALLED)  # torchvision sets none
+        try:
+            download_url(url, str(self.root), path.name, md5)
+            with TemporaryDirectory(dir=self.root) as fresh:
+                extract_archive(str(path), fresh)
+                self.folder.mkdir(exist_ok=True)
+                for file in Path(fresh, self.folder.name).iterdir():
+                    if not (self.folder / file.name).exists():  # no file is ever half there, nor in place of another
+                        file.rename(self.folder / file.name)
+        except (OSError, RuntimeError) as error:
+            raise absent(self.source.__name__, self.root, f"{url}: {error}", MIRROR) from error
+        finally:
+            socket.setdefaulttimeout(waits)
+            if not check_integrity(str(path), md5):
+                path.unlink(missing_ok=True)  # half of it is of no use
 
-
-def _is_intact(path: Path, md5: str | None) -> bool:
-    return path.is_file() and (md5 is None or _has_md5(path, md5, path.stat().st_size, path.stat().st_mtime_ns))
+    def _missing(self) -> list[str]:
+        return [file for file, _ in self.files() if not (self.folder / file).is_file()]
 
 
 @cache

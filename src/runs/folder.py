@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,22 @@ def new_run(parent: str, *names: str | None) -> str:
     """
     begins = _slurm_name() or _torchrun_name() or _time_name()
     return str(Path(parent, "_".join([begins, *(name.replace("/", "-") for name in names if name)])))
+
+
+@contextmanager
+def removed_unless_started(folder: Path) -> Iterator[Callable[[], None]]:
+    """Removes a run folder that is new, should the run end before it calls what this gives.
+
+    New is one that holds nothing but what Hydra has just written; that of a sweep's job holds what the job printed.
+    """
+    new = {path.name for path in folder.iterdir()} <= {Path(CONFIG).parent.name, "train.log"}
+    started: list[bool] = []
+    try:
+        yield partial(started.append, True)
+    except BaseException:
+        if new and not started and not (folder / LAST).exists():  # started in other processes, such as ddp_spawn's
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def draw_seed() -> int:

@@ -9,12 +9,13 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig, OmegaConf
 
+from src.data.official import look_for
 from src.runs.build import build
 from src.runs.folder import write_json
 from src.runs.record import read_numbers
 from src.runs.table import CAPTION, REPEATS, columns, group, ranked, rich_table, shown, table, write_summary
 from src.sweeps.folder import JOURNAL, absolute, entry_point, open_sweep
-from src.sweeps.launcher import LOG, JobLauncher
+from src.sweeps.launcher import LOG, JobLauncher, ProcessLauncher
 from src.sweeps.screen import Screen
 from src.sweeps.space import Space
 from src.sweeps.study import Grid, Trials, open_study
@@ -43,7 +44,12 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         raise ValueError("the jobs of a sweep are started by hydra/launcher=process or slurm.")
     grid = isinstance(sampler, Grid)
     space = Space.of(sweeper.parse(arguments), grid)
-    sweeper.compose([space.overrides(params) for params in (space.combinations() if grid else space.corners())])
+    configs = sweeper.compose(
+        [space.overrides(params) for params in (space.combinations() if grid else space.corners())]
+    )
+    if isinstance(launcher, ProcessLauncher):  # on a cluster the files may lie where the jobs run
+        for each in configs:
+            look_for(OmegaConf.select(each, "data"))
     settings = _settings(config, options, space, prunes=bool(pruner))
     # Raises where sampler, metrics and space do not go together.
     optuna.create_study(sampler=build(options["sampler"]), directions=settings["directions"]).ask(space.distributions)
