@@ -1,5 +1,6 @@
 """Images held whole, as one uint8 tensor: splits, checks, and fetching a batch with one index."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,12 @@ class MemoryDataModule(ImageDataModule):
             test, rows = carve(labels, self.test_size, 0, "test_size")  # the same whatever data.split_seed says
             sets["test"] = self._set(images, labels, test)
         rows = self._limited(labels, rows)
-        if own_val is not None:
+        if self.folds is not None:
+            if own_val is not None:
+                warnings.warn(f"data.folds={self.folds} leaves out the data set's own validation images.", stacklevel=2)
+            fold = fold_of(labels[rows], self.folds, self.split_seed)
+            sets["val"], rows = self._set(images, labels, rows[fold == self.fold]), rows[fold != self.fold]
+        elif own_val is not None:
             sets["val"] = self._set(*self._held("val", own_val))
         elif self.val_size:
             val, train = carve(labels[rows], self.val_size, self.split_seed, "val_size")
@@ -219,3 +225,19 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     for m, quota in zip(members, quotas.tolist(), strict=True):
         drawn[m[torch.randperm(len(m), generator=generator)[:quota]]] = True
     return torch.nonzero(drawn).flatten(), torch.nonzero(~drawn).flatten()
+
+
+def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Which of the folds, 0 to `folds` - 1, each position belongs to, int64 (N,): drawn, stratified.
+
+    The folds have the same size, to within one, and so has each class in them. Labels (N, K) are not stratified.
+
+    Raises:
+        ValueError: there are fewer positions than folds.
+    """
+    if folds > len(labels):
+        raise ValueError(f"data.folds={folds} is more than the {len(labels)} training images.")
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if labels.ndim == 1:
+        drawn = drawn[labels[drawn].argsort(stable=True)]
+    return (torch.arange(len(labels)) % folds)[drawn.argsort()]  # dealt class after class
