@@ -22,6 +22,8 @@ class ImageSet(Dataset):
         channels: of the images of a batch; the one channel of grey images is repeated.
     """
 
+    chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
+
     def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels
         self.rows, self.labels = rows.to(images.device), labels[rows].to(images.device)

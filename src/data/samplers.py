@@ -9,12 +9,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from src.data.draw import hashed_generator
 
+WINDOW = 8  # chunks whose images an epoch mixes
+
 
 class TrainSampler(DistributedSampler):
     """Shuffled anew each epoch from a hash of (seed, epoch), the same order for any number of processes.
 
     `position()` is asked when iteration begins and gives (epoch, batches of it that are already done); None leaves the
-    epoch to `set_epoch`. `balance` draws from the set's `labels` (N,) as `balanced` does.
+    epoch to `set_epoch`. `balance` draws from the set's `labels` (N,) as `balanced` does. A set with `chunks` (N,), the
+    number of the file that each image lies in, is read `by_chunks`.
     """
 
     def __init__(
@@ -31,8 +34,19 @@ class TrainSampler(DistributedSampler):
             order = balanced(data.labels.cpu(), generator)
         else:
             order = torch.randperm(len(data), generator=generator)
+        if getattr(data, "chunks", None) is not None:
+            order = by_chunks(order, data.chunks, generator)
         mine = order[self.rank : self.total_size : self.num_replicas]
         return iter(mine[batches * self.batch_size :].tolist())
+
+
+def by_chunks(order: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions in the given order, but `WINDOW` chunks after another, these drawn at random.
+
+    So that files from afar come one after another, each once in an epoch, and few need to be kept.
+    """
+    window = torch.randperm(int(chunks.max()) + 1, generator=generator) // WINDOW  # of each chunk
+    return order[window[chunks[order]].argsort(stable=True)]
 
 
 def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:

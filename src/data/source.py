@@ -1,10 +1,11 @@
 """Images that a map-style torch `Dataset` gives, item by item: read into memory once, or streamed."""
 
+import io
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,11 +17,11 @@ from src.data.memory import ImageSet, MemoryDataModule
 class SourceDataModule(MemoryDataModule):
     """Base of the data sets that are read item by item. A subclass gives `source`.
 
-    Items are (image, label). An image is a PIL image, an array (H, W) or (H, W, 3), or a tensor (C, H, W); arrays and
-    tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels: shorter side resized,
-    centre cut; one of that size stays as it is. A label is an integer, or zeros and ones (K,). The classes are called
-    as the training source's `classes`, or else by their numbers. Random transforms belong into `augment`: what is read
-    into memory is read once.
+    Items are (image, label). An image is a PIL image, an image file's bytes, an array (H, W) or (H, W, 3), or a tensor
+    (C, H, W); arrays and tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels:
+    shorter side resized, centre cut; one of that size stays as it is. A label is an integer, or zeros and ones (K,).
+    The classes are called as the training source's `classes`, or else by their numbers. Random transforms belong into
+    `augment`: what is read into memory is read once.
 
     Args:
         mode: "memory" reads every item once into one tensor; "stream" reads the items of a batch when it is fetched.
@@ -154,6 +155,11 @@ def as_image(where: str, image: Any) -> Image.Image:
     Raises:
         ValueError: it is none of those that `SourceDataModule` takes.
     """
+    if isinstance(image, bytes):
+        try:
+            image = Image.open(io.BytesIO(image))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{where}: {image[:8]!r}... is no image file.") from error
     if isinstance(image, Image.Image):
         return image
     pixels = np.asarray(image)
