@@ -21,6 +21,8 @@ class ImageSet(Dataset):
         channels: of the images of a batch; the one channel of grey images is repeated.
     """
 
+    epoch: int | None = None  # of the training that reads its batches just now, for what is drawn as an image is read
+
     def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels
         self.rows, self.labels = rows.to(images.device), labels[rows].to(images.device)
@@ -53,7 +55,6 @@ class MemoryDataModule(ImageDataModule):
         options: of `ImageDataModule`.
     """
 
-    image_set = ImageSet  # what serves the images
     test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 
     def __init__(self, *, store: str = "cpu", **options: Any) -> None:
@@ -107,7 +108,10 @@ class MemoryDataModule(ImageDataModule):
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
         rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
-        return self.image_set(images, labels, rows, with_index, self.channels)
+        return self._image_set(images, labels, rows, with_index)
+
+    def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
+        return ImageSet(images, labels, rows, with_index, self.channels)
 
     def _limited(self, labels: Tensor, rows: Tensor) -> Tensor:
         if self.limit is None or self.limit >= len(rows):
@@ -129,7 +133,7 @@ class MemoryDataModule(ImageDataModule):
         self._check_images(where, images)
         labels = checked_labels(where, labels, len(images), self.classes)
         self.multilabel = labels.ndim == 2
-        if self.on_device and self.trainer is not None:
+        if self.on_device and self.trainer is not None and isinstance(images, Tensor):
             images = images.to(self.trainer.strategy.root_device)
         return images, labels
 
