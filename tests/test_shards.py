@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from src.data import shards as module
+from src.data.decode import decode
 from src.data.digits import Digits
-from src.data.folder import ImageFolder, decode
+from src.data.folder import ImageFolder
 from src.data.samplers import WINDOW, TrainSampler
 from src.data.shards import Shards, write_shards
 from src.data.source import MapDataset
@@ -145,9 +146,11 @@ def test_shards_that_litdata_itself_wrote_are_read_and_split(tmp_path, form):
 
 def test_nothing_half_written_stays_and_nothing_is_overwritten(images, tmp_path):
     folder = Path(shutil.copytree(images, tmp_path / "images"))
-    (folder / "test/cat/gone.jpg").symlink_to("nowhere")
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
-        write_shards(folder_of(folder), tmp_path / "out")
+    data = folder_of(folder)
+    assert data.listing
+    (folder / "test/cat/2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cat/2\.jpg"):
+        write_shards(data, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match=r"out=.*out is there already; choose a new folder"):

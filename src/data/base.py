@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from src.data.augment import PerImage
+from src.data.augment import PerImage, RandomResizedCrop
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess
 from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
@@ -55,6 +55,8 @@ class ImageDataModule(LightningDataModule):
     own_std: Sequence[float] | None = None
     official_folds = 0  # how many the data set itself has: what `fold` means where `folds` is None
     on_device = False  # whether a batch is fetched where the training is
+    measured = 10_000  # images at most to measure mean and deviation on
+    crops_while_reading = False
     multilabel = False  # from `setup` on: whether labels are float (B, K), where an image may have several classes
 
     def __init__(
@@ -158,7 +160,7 @@ class ImageDataModule(LightningDataModule):
         if self.balance and self.multilabel:
             raise ValueError("data.balance=true needs images of one class each; these have labels (N, K).")
         if measures:
-            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels)
+            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels, self.measured)
         if not hasattr(self, "preprocess"):
             self.normalise_by(self._mean, self._std)
 
@@ -219,7 +221,7 @@ class ImageDataModule(LightningDataModule):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
+            "num_workers": self.num_workers or 0,
             "collate_fn": tuple,  # the batch as it was fetched
             "generator": torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
             "pin_memory": on_gpu and not self.on_device,
@@ -231,6 +233,18 @@ class ImageDataModule(LightningDataModule):
             return None
         # not the count of epochs that Lightning gives to set_epoch: one too high after a resume under max_steps
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def steps_while_reading(self) -> list[Transform]:
+        """Take out the augmentations that are done with each image as it is read, where a data set reads its images.
+
+        They are those up to the last `PerImage`, and a RandomResizedCrop that comes first: it gets the whole image.
+        """
+        steps = self.before_normalize
+        self.crops_while_reading = bool(steps) and isinstance(steps[0], RandomResizedCrop)
+        per_image = [i for i, step in enumerate(steps, 1) if isinstance(step, PerImage)]
+        count = max([int(self.crops_while_reading), *per_image])
+        self.before_normalize = steps[count:]
+        return steps[:count]
 
     # From the loader to the model
 
@@ -250,7 +264,7 @@ class ImageDataModule(LightningDataModule):
         """Augment and normalise a training batch, uint8 (B, C, H, W), as batch `batch` of epoch `epoch`."""
         rank, world = self._rank_and_world()
         draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes or -1)
-        if self.resize:
+        if self.resize and not self.crops_while_reading:
             images = TF.resize(images, [self.resize], antialias=True)
         for transform in self.before_normalize:
             images, labels = transform(images, labels, draw)

@@ -23,6 +23,7 @@ class ImageSet(Dataset):
     """
 
     chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
+    epoch: int | None = None  # of the training that reads its batches just now, for what is drawn as an image is read
 
     def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels
@@ -56,7 +57,6 @@ class MemoryDataModule(ImageDataModule):
         options: of `ImageDataModule`.
     """
 
-    image_set = ImageSet  # what serves the images
     test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 
     def __init__(self, *, store: str = "cpu", **options: Any) -> None:
@@ -115,7 +115,10 @@ class MemoryDataModule(ImageDataModule):
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
         rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
-        return self.image_set(images, labels, rows, with_index, self.channels)
+        return self._image_set(images, labels, rows, with_index)
+
+    def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
+        return ImageSet(images, labels, rows, with_index, self.channels)
 
     def _limited(self, labels: Tensor, rows: Tensor) -> Tensor:
         if self.limit is None or self.limit >= len(rows):
@@ -137,7 +140,7 @@ class MemoryDataModule(ImageDataModule):
         self._check_images(where, images)
         labels = checked_labels(where, labels, len(images), self.classes)
         self.multilabel = labels.ndim == 2
-        if self.on_device and self.trainer is not None:
+        if self.on_device and self.trainer is not None and isinstance(images, Tensor):
             images = images.to(self.trainer.strategy.root_device)
         return images, labels
 

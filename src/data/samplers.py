@@ -26,8 +26,12 @@ class TrainSampler(DistributedSampler):
         super().__init__(data, drop_last=True, **options)
         self.position, self.batch_size, self.balance = position, batch_size, balance
 
+    def start(self) -> tuple[int, int]:
+        """(epoch, batches of it that are already done)"""
+        return self.position() or (self.epoch, 0)
+
     def __iter__(self) -> Iterator[int]:
-        epoch, batches = self.position() or (self.epoch, 0)
+        epoch, batches = self.start()
         generator = hashed_generator(self.seed, epoch, 0, 1)  # 1 is for the order: the draws of a batch have three
         data: Any = self.dataset
         if self.balance:
@@ -80,7 +84,12 @@ class TrainLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        data: Any = self.dataset
+        data.epoch, _ = self.sampler.start()  # type: ignore[attr-defined]
+        try:
+            yield from super().__iter__()  # the workers, which start here, have the epoch
+        finally:
+            data.epoch = None
 
     def state_dict(self) -> dict[str, Any]:
         return {}

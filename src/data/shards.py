@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.draw import hashed_generator
-from src.data.folder import ImageFolder
-from src.data.listing import list_images
+from src.data.listing import Files
 from src.data.memory import MemoryDataModule
 from src.data.samplers import WINDOW
 from src.data.source import SourceDataModule, as_image
@@ -142,7 +141,7 @@ def opened(place: str, cache_dir: str) -> Any:
 
 
 def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
-    """Writes the images of a data set: the original files of an `ImageFolder`, else PNG.
+    """Writes the images of a data set: those of files as they are, else PNG.
 
     They come in random order, so that a chunk has images of all classes. The folder appears when it is complete.
 
@@ -181,13 +180,6 @@ def _write(folder: Path, items: Iterable[Any]) -> None:
 
 def originals(data: MemoryDataModule, split: str) -> tuple[Callable[[int], bytes], Tensor] | None:
     """What reads the image files of a split by their numbers, and their labels; None where it has none of its own."""
-    if isinstance(data, ImageFolder):
-        listing = list_images(data.root)
-        data.classes = listing.classes
-        files = listing.splits.get(split)
-        if files is None:
-            return None
-        return lambda row: files[row][0].read_bytes(), torch.tensor([label for _, label in files])
     given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
     if given is None:
         return None
@@ -195,8 +187,10 @@ def originals(data: MemoryDataModule, split: str) -> tuple[Callable[[int], bytes
     where = type(data).__name__
 
     def read(row: int) -> bytes:
+        if isinstance(images, Files):
+            return Path(images.name(row)).read_bytes()
         file = io.BytesIO()
-        as_image(where, images[row] if isinstance(images, Tensor) else images.source[row][0]).save(file, "PNG")
+        (as_image(where, images[row]) if isinstance(images, Tensor) else images.open(row)).save(file, "PNG")
         return file.getvalue()
 
     return read, labels
