@@ -7,7 +7,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Shards(SourceDataModule):
 
     def __init__(self, *, root: str, cache_dir: str, **options: Any) -> None:
         litdata()
-        super().__init__(root=root, **options)
+        super().__init__(root=root, **{"mode": "stream", **options})
         self.place, self.cache_dir = str(root).rstrip("/"), cache_dir
 
     def source(self, split: str) -> "Shard | None":
@@ -104,10 +104,9 @@ class Shard(Dataset):
         """The reader that is at this chunk: litdata lets a chunk go when its reader takes another."""
         if self.process != os.getpid():  # a reader's threads stay behind in a fork
             self.process, self.readers = os.getpid(), {}
-        if chunk not in self.readers and len(self.readers) == WINDOW:
+        reader = self.readers.pop(chunk, None)
+        if reader is None and len(self.readers) == WINDOW:
             reader = self.readers.pop(next(iter(self.readers)))  # the one that was not used for the longest time
-        else:
-            reader = self.readers.pop(chunk, None)
         self.readers[chunk] = opened(self.place, self.cache_dir) if reader is None else reader
         return self.readers[chunk]
 
@@ -157,13 +156,13 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
     with whole(out) as partial:
         known = {}
         for split in SPLITS:
-            if (found := originals(data, split)) is None:
-                continue
-            read, labels = found
-            order = torch.randperm(len(labels), generator=hashed_generator(0))
-            known[split] = labels[order].tolist()
-            rows = track(order.tolist(), f"writing {len(order):,} {split} images")
-            _write(partial / split, ((read(row), labels[row].tolist()) for row in rows))
+            given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
+            if given is not None:
+                images, labels = given
+                order = torch.randperm(len(labels), generator=hashed_generator(0))
+                known[split] = labels[order].tolist()
+                rows = track(order.tolist(), f"writing {len(order):,} {split} images")
+                _write(partial / split, ((image_file(images, row), labels[row].tolist()) for row in rows))
         _write(partial / "labels", [json.dumps({"classes": data.classes, "labels": known}).encode()])
     return {split: len(labels) for split, labels in known.items()}
 
@@ -178,19 +177,11 @@ def _write(folder: Path, items: Iterable[Any]) -> None:
     cache.merge()
 
 
-def originals(data: MemoryDataModule, split: str) -> tuple[Callable[[int], bytes], Tensor] | None:
-    """What reads the image files of a split by their numbers, and their labels; None where it has none of its own."""
-    given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
-    if given is None:
-        return None
-    images, labels = given
-    where = type(data).__name__
-
-    def read(row: int) -> bytes:
-        if isinstance(images, Files):
-            return Path(images.name(row)).read_bytes()
-        file = io.BytesIO()
-        (as_image(where, images[row]) if isinstance(images, Tensor) else images.open(row)).save(file, "PNG")
-        return file.getvalue()
-
-    return read, labels
+def image_file(images: Any, row: int) -> bytes:
+    """The bytes of a file as it is, or of a PNG of an image that is held or read by a Dataset."""
+    if isinstance(images, Files):
+        return Path(images.name(row)).read_bytes()
+    file = io.BytesIO()
+    image = as_image("images", images[row]) if isinstance(images, Tensor) else images.open(row)
+    image.save(file, "PNG")
+    return file.getvalue()
