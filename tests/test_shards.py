@@ -76,7 +76,7 @@ def test_the_files_of_a_folder_are_written_as_they_are_with_their_labels_and_cla
 
     for split, count in COUNTS.items():
         stream = StreamingDataset(str(written / split))
-        items = Counter(stream[i] for i in range(len(stream)))
+        items = Counter((bytes(file), label) for file, label in (stream[i] for i in range(len(stream))))
         paths = (images / split).rglob("*.jpg")
         assert items == Counter((path.read_bytes(), CLASSES.index(path.parent.name)) for path in paths)
         assert len(stream) == 3 * count

@@ -61,7 +61,7 @@ class Shards(SourceDataModule):
                 (written,) = opened(f"{self.place}/labels", self.cache_dir)[:]
             except Exception:  # of whatever kind the client of a storage raises them
                 return {"train": Shard(self.place, self.cache_dir)}
-            known = json.loads(written)
+            known = json.loads(bytes(written))
             parts = known["labels"].items()
             return {name: Shard(f"{self.place}/{name}", self.cache_dir, known["classes"], own) for name, own in parts}
         except Exception as error:

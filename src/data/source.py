@@ -136,11 +136,11 @@ def as_image(where: str, image: Any) -> Image.Image:
     Raises:
         ValueError: it is none of those that `SourceDataModule` takes.
     """
-    if isinstance(image, bytes):
+    if isinstance(image, bytes | memoryview):
         try:
             image = Image.open(io.BytesIO(image))
         except UnidentifiedImageError as error:
-            raise ValueError(f"{where}: {image[:8]!r}... is no image file.") from error
+            raise ValueError(f"{where}: {bytes(image[:8])!r}... is no image file.") from error
     if isinstance(image, Image.Image):
         return image
     pixels = np.asarray(image)
