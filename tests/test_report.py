@@ -69,8 +69,9 @@ def test_runs_that_differ_by_seed_alone_are_one_row(tmp_path: Path) -> None:
 
 def test_the_folds_of_a_sweep_are_one_row_beside_a_run_on_all_images(tmp_path: Path) -> None:
     for fold, value in enumerate([0.5, 0.7, 0.6]):
-        make_run(tmp_path / str(fold), "data.folds=3", f"data.fold={fold}", val=value)
-    make_run(tmp_path / "all", val=0.55)
+        digits: dict[str, Any] = {"_target_": "digits", "folds": 3, "fold": fold}
+        make_run(tmp_path / str(fold), "data.folds=3", f"data.fold={fold}", val=value, data=digits)
+    make_run(tmp_path / "all", val=0.55, data={"_target_": "digits", "folds": None, "fold": None})
     rows = rows_of(tmp_path)
     assert [(row.n, row.differing.get("data.folds", "")) for row in rows] == [(3, "3"), (1, "")]
     frame = overview(rows)

@@ -7,8 +7,8 @@
 import io
 import json
 import os
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,14 @@ class Shards(SourceDataModule):
 
     Args:
         root: a folder, or a place in object storage that litdata knows, such as s3://bucket/name.
-        cache_dir: where the chunks that come from a storage are kept, as many as fit.
+        cache_dir, cache_size: where chunks that come from a storage are kept, and how many bytes of them, as "200GB".
         options: of `SourceDataModule`.
     """
 
-    def __init__(self, *, root: str, cache_dir: str, **options: Any) -> None:
+    def __init__(self, *, root: str, cache_dir: str, cache_size: str = "200GB", **options: Any) -> None:
         litdata()
         super().__init__(root=root, **{"mode": "stream", **options})
-        self.place, self.cache_dir = str(root).rstrip("/"), cache_dir
+        self.place, self.open = str(root).rstrip("/"), partial(opened, cache_dir=cache_dir, max_cache_size=cache_size)
 
     def source(self, split: str) -> "Shard | None":
         return self._shards.get(split)
@@ -58,12 +58,12 @@ class Shards(SourceDataModule):
     def _shards(self) -> dict[str, "Shard"]:
         try:
             try:
-                (written,) = opened(f"{self.place}/labels", self.cache_dir)[:]
+                (written,) = self.open(f"{self.place}/labels")[:]
             except Exception:  # of whatever kind the client of a storage raises them
-                return {"train": Shard(self.place, self.cache_dir)}
+                return {"train": Shard(partial(self.open, self.place))}
             known = json.loads(bytes(written))
-            parts = known["labels"].items()
-            return {name: Shard(f"{self.place}/{name}", self.cache_dir, known["classes"], own) for name, own in parts}
+            parts = {name: partial(self.open, f"{self.place}/{name}") for name in known["labels"]}
+            return {name: Shard(part, known["classes"], known["labels"][name]) for name, part in parts.items()}
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
@@ -79,10 +79,10 @@ class Shard(Dataset):
     """
 
     def __init__(
-        self, place: str, cache_dir: str, classes: list[str] | None = None, targets: list[Any] | None = None
+        self, open: Callable[[], Any], classes: list[str] | None = None, targets: list[Any] | None = None
     ) -> None:
-        self.place, self.cache_dir, self.classes, self.targets = place, cache_dir, classes, targets
-        intervals = opened(place, cache_dir).cache.get_chunk_intervals()
+        self.open, self.classes, self.targets = open, classes, targets
+        intervals = open().cache.get_chunk_intervals()
         self.ends = torch.tensor([interval[-1] for interval in intervals])  # (chunks,) the number after its last item
         self.process, self.readers = 0, {}  # type: tuple[int, dict[int, Any]]
 
@@ -97,7 +97,10 @@ class Shard(Dataset):
         from litdata.streaming.sampler import ChunkedIndex
 
         chunk = int(self.chunk_of(torch.tensor(index)))
-        item = self._reader(chunk)[ChunkedIndex(index, chunk)]
+        try:
+            item = self._reader(chunk)[ChunkedIndex(index, chunk)]
+        except FileNotFoundError:  # another process let the chunk go at this moment; now it is fetched again
+            item = self._reader(chunk)[ChunkedIndex(index, chunk)]
         return (item["image"], item["label"]) if isinstance(item, dict) and {"image", "label"} <= set(item) else item
 
     def _reader(self, chunk: int) -> Any:
@@ -107,7 +110,7 @@ class Shard(Dataset):
         reader = self.readers.pop(chunk, None)
         if reader is None and len(self.readers) == WINDOW:
             reader = self.readers.pop(next(iter(self.readers)))  # the one that was not used for the longest time
-        self.readers[chunk] = opened(self.place, self.cache_dir) if reader is None else reader
+        self.readers[chunk] = self.open() if reader is None else reader
         return self.readers[chunk]
 
 
@@ -131,10 +134,9 @@ class Refused:
         raise ValueError(f"its items hold a {form}, and reading that may run code")
 
 
-def opened(place: str, cache_dir: str) -> Any:
+def opened(place: str, **options: Any) -> Any:
     """A litdata data set, ready to be read by number."""
-    refused = dict.fromkeys(("pickle", "graph"), Refused())
-    data = litdata().StreamingDataset(place, cache_dir=cache_dir, serializers=refused)
+    data = litdata().StreamingDataset(place, serializers=dict.fromkeys(("pickle", "graph"), Refused()), **options)
     data[:0]  # opens it so that it reads whole chunks, where it would ask a storage for each item
     return data
 
@@ -153,7 +155,7 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
     litdata()
     if out.exists():
         raise FileExistsError(f"out={out} is there already; choose a new folder.")
-    with whole(out) as partial:
+    with whole(out) as folder:
         known = {}
         for split in SPLITS:
             given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
@@ -162,8 +164,8 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
                 order = torch.randperm(len(labels), generator=hashed_generator(0))
                 known[split] = labels[order].tolist()
                 rows = track(order.tolist(), f"writing {len(order):,} {split} images")
-                _write(partial / split, ((image_file(images, row), labels[row].tolist()) for row in rows))
-        _write(partial / "labels", [json.dumps({"classes": data.classes, "labels": known}).encode()])
+                _write(folder / split, ((image_file(images, row), labels[row].tolist()) for row in rows))
+        _write(folder / "labels", [json.dumps({"classes": data.classes, "labels": known}).encode()])
     return {split: len(labels) for split, labels in known.items()}
 
 
