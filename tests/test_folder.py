@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from src.data import cache as cache_module
-from src.data import folder as folder_module
 from src.data import listing
 from src.data.cache import DecodedCache
 from src.data.decode import decode
@@ -63,7 +62,7 @@ def decoded(monkeypatch):
         names.append(Path(path).name)
         return decode(path, *options)
 
-    monkeypatch.setattr(folder_module, "decode", noted)
+    monkeypatch.setattr(cache_module, "decode", noted)
     return names
 
 
@@ -181,7 +180,7 @@ def test_the_cache_is_used_again_and_mapped_for_reading_alone(root, decoded):
 
 
 def test_a_cache_larger_than_the_memory_opens(tmp_path):
-    cache = DecodedCache(tmp_path / "large", (3, 4096, 4096))
+    cache = DecodedCache(tmp_path / "large", 4096, 3)
     np.arange(20_000, dtype=np.uint64).tofile(cache.keys)
     with open(cache.pixels, "wb") as file:
         file.truncate(20_000 * 3 * 4096**2)  # 1 TB of nothing
@@ -218,21 +217,21 @@ def test_only_what_a_run_uses_is_decoded_whatever_its_split(root, decoded):
 
 def test_what_was_decoded_before_a_kill_is_not_decoded_again(root, decoded, monkeypatch):
     monkeypatch.setattr(cache_module, "CHUNK", 4 * 3 * 8 * 8)  # four images at a time
-    good = folder_module.decode
+    good = cache_module.decode
 
     def killed(path, *options):
         if len(decoded) == 10:
             raise KeyboardInterrupt
         return good(path, *options)
 
-    monkeypatch.setattr(folder_module, "decode", killed)
+    monkeypatch.setattr(cache_module, "decode", killed)
     with pytest.raises(KeyboardInterrupt):
         ready(root)
     with open(cached(root)[0], "ab") as file:
         file.write(b"half an image")
     whole_images = 8  # the third four were not complete
     decoded.clear()
-    monkeypatch.setattr(folder_module, "decode", good)
+    monkeypatch.setattr(cache_module, "decode", good)
     list(counts(ready(root)))
     assert len(decoded) == 30 - whole_images
 
@@ -291,7 +290,7 @@ def test_of_two_that_prepare_at_once_one_decodes_and_the_other_waits_for_it(root
         time.sleep(0.02)
         return decode(path, *options)
 
-    monkeypatch.setattr(folder_module, "decode", slow)
+    monkeypatch.setattr(cache_module, "decode", slow)
     with ThreadPoolExecutor(2) as pool:  # a file lock keeps threads apart as it does processes
         list(pool.map(ready, [root, root]))
     assert len(names) == 30

@@ -1,6 +1,5 @@
 """Which images a folder of class folders holds, kept beside the cache: a second start looks at the folders alone."""
 
-import hashlib
 import json
 import os
 import time
@@ -62,16 +61,6 @@ class Listing(NamedTuple):
 
     classes: list[str]
     splits: dict[str, Files]
-
-
-def file_key(path: str) -> int:
-    """64 bits of a hash of the path, the size and the time of the last change; 0 if there is no such file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0
-    content = os.fsencode(f"{path}|{status.st_size}|{status.st_mtime_ns}")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> Listing:
