@@ -93,7 +93,7 @@ def _read(root: Path, kept: Path) -> tuple[dict[str, Any], np.ndarray] | None:
         names = np.load(f"{kept}.npy", mmap_mode="r")
         changed = any(os.stat(root / path).st_mtime_ns != then for path, then in header["changed"].items())
         return None if changed or zlib.crc32(names) != header["crc"] else (header, names)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 
