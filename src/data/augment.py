@@ -116,21 +116,21 @@ class RandomResizedCrop(Transform):
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
-        top, left, box_height, box_width = self.boxes(draw, height, width)
+        box_height, box_width = self.boxes(draw, height, width)
+        top = (draw.uniform() * (height - box_height + 1)).floor()
+        left = (draw.uniform() * (width - box_width + 1)).floor()
         rows = self._weights(top, box_height, height).unsqueeze(1)  # (B, 1, size, H)
         columns = self._weights(left, box_width, width).transpose(1, 2)  # (B, W, size)
         narrow = images.float().flatten(1, 2) @ columns  # (B, C H, size): one product for all channels
         out = rows @ narrow.unflatten(1, images.shape[1:3])  # (B, C, size, size)
         return out if images.is_floating_point() else out.round_().clamp_(0, 255).to(images.dtype), labels
 
-    def boxes(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Whole tops, lefts, heights and widths (B,) in pixels."""
+    def boxes(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Whole heights and widths (B,) in pixels."""
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw.uniform())
         low, high = np.log(self.ratio[0]), np.log(self.ratio[1])
         ratio = (low + (high - low) * draw.uniform()).exp()
-        tall, wide = (area / ratio).sqrt().round().clamp(1, height), (area * ratio).sqrt().round().clamp(1, width)
-        top = (draw.uniform() * (height - tall + 1)).floor()
-        return top, (draw.uniform() * (width - wide + 1)).floor(), tall, wide
+        return (area / ratio).sqrt().round().clamp(1, height), (area * ratio).sqrt().round().clamp(1, width)
 
     def _weights(self, start: Tensor, extent: Tensor, length: int) -> Tensor:
         """Share of input pixel j in output pixel i, (B, size, length): a triangle as wide as the shrinking."""

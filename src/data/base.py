@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; the last incomplete one is left out."""
-        data, (rank, world) = self._sets["train"], self._rank_and_world()
+        data, (rank, world) = copy(self._sets["train"]), self._rank_and_world()  # the loader tells it the epoch
         place: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
         sampler = TrainSampler(data, self._position, self.batch_size, self.balance, **place)
         return TrainLoader(data, sampler=sampler, drop_last=True, **self._loader_options())

@@ -1,14 +1,18 @@
 """From an image, in a file or in Pillow, to a square of uint8."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
+from torchvision.transforms.v2 import functional as TF
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
-Box = Callable[[int, int], Sequence[float]]  # an image's height and width -> top, left, height and width to cut
+Box = Callable[
+    [int, int], tuple[int, int, int, int]
+]  # an image's height and width -> top, left, height and width to cut
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -36,18 +40,19 @@ def square(image: Image.Image, side: int, channels: int, box: Box | None = None)
     width, height = image.size[::-1] if orientation > 4 else image.size
     top, left, tall, wide = (box or _centre)(height, width)
     # a JPEG may be decoded smaller, which is quicker, but its box to no less than twice the side
-    shrink = max(int(min(tall, wide) / (2 * side)), 1)
+    shrink = max(min(tall, wide) // (2 * side), 1)
     image.draft("L" if channels == 1 else None, (-(-image.width // shrink), -(-image.height // shrink)))
     image = _plain(ImageOps.exif_transpose(image) if orientation > 1 else image, "RGB" if channels == 3 else "L")
     x, y = image.width / width, image.height / height
-    edges = (left * x, top * y, min((left + wide) * x, image.width), min((top + tall) * y, image.height))
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, edges))
-    return pixels.reshape(side, side, channels).transpose(2, 0, 1)
+    cut = image.crop((round(left * x), round(top * y), round((left + wide) * x), round((top + tall) * y)))
+    pixels = torch.from_numpy(np.array(cut)).view(cut.height, cut.width, channels)
+    # on uint8 twice as quick as Pillow's own
+    return TF.resize(pixels.permute(2, 0, 1), [side, side], antialias=True).numpy()
 
 
-def _centre(height: int, width: int) -> Sequence[float]:
+def _centre(height: int, width: int) -> tuple[int, int, int, int]:
     side = min(height, width)
-    return (height - side) / 2, (width - side) / 2, side, side
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:

@@ -9,22 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.base import STATISTICS
 from src.data.cache import DecodedCache
-from src.data.decode import decode
-from src.data.listing import SPLITS, Files, Listing, file_key, open_listing
+from src.data.listing import SPLITS, Files, Listing, open_listing
 from src.data.memory import ImageSet
 from src.data.streaming import StreamingDataModule
 
 log = logging.getLogger(__name__)
-MEMORY = (
-    4e9  # bytes of decoded images that mode "auto" holds at most; a fixed number, so that a resumed run decides alike
-)
+MEMORY = 4e9  # bytes, decoded, that mode "auto" holds at most: a fixed number, so that a resumed run decides alike
 
 
 class ImageFolder(StreamingDataModule):
@@ -54,7 +50,7 @@ class ImageFolder(StreamingDataModule):
     def fetch(self) -> None:
         """List the images, and decode those to be held in memory that the cache lacks."""
         assert self.listing
-        for part in ("train", "test") if not self.streams else ():
+        for part in ("train", "test") if not self.streams and not self._sets else ():
             self.load_sets(part)
 
     def load_train(self) -> tuple[Files, Tensor]:
@@ -91,9 +87,7 @@ class ImageFolder(StreamingDataModule):
             self.num_workers = max((os.cpu_count() or 1) // processes, 1) if self.streams else 0
         if self.trainer is None or self.trainer.is_global_zero:
             how = f"streamed by {self.num_workers} workers" if self.streams else "held in memory"
-            log.info(
-                "%s: %s images, %.2g GB decoded, %s (data.mode=%s)", self.root, f"{used:,}", size / 1e9, how, self.mode
-            )
+            log.info("%s: %s images, %.2g GB decoded, are %s", self.root, f"{used:,}", size / 1e9, how)
         return listing
 
     @property
@@ -107,27 +101,23 @@ class ImageFolder(StreamingDataModule):
         """Of the files, those that can be read, decoded."""
         if self.streams:
             return super()._image_set(images, labels, rows, with_index)
-        files: Files = images
         kind = "px" if self.channels == 3 else "grey"
-        cache = DecodedCache(Path(f"{self._kept}-{self.side}{kind}"), (self.channels, self.side, self.side))
-        names = [files.name(row) for row in rows.tolist()]
-        keys = np.array([file_key(name) for name in names], np.uint64)
-        broken = cache.add(keys, lambda i: decode(names[i], self.side, self.channels))
+        cache = DecodedCache(Path(f"{self._kept}-{self.side}{kind}"), self.side, self.channels)
+        found, broken = cache.rows([images.name(row) for row in rows.tolist()])
+        readable = found >= 0
         if broken:
-            some = "; ".join(f"{names[i]} ({reason})" for i, reason in list(broken.items())[:5])
+            some = "; ".join(f"{file} ({reason})" for file, reason in sorted(broken.items())[:5])
             more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-            told = f"{len(broken)} of {len(names)} images cannot be read: {some}{more}."
-            if not self.skips:
+            told = f"{len(broken)} of {len(rows)} images cannot be read: {some}{more}."
+            if not self.skips or not readable.any():
                 raise ValueError(f"{told} Repair or remove them, or leave them out by data.broken=skip.")
             warnings.warn(f"left out: {told}", stacklevel=2)
-        found = torch.from_numpy(cache.find(keys))
-        readable = found >= 0
-        decoded, row_of = cache.images(), found[readable]
+        decoded, place = cache.images(), found[readable]
         if self.on_device and self.trainer is not None:
-            decoded, row_of = decoded[row_of].to(self.trainer.strategy.root_device), torch.arange(len(row_of))
-        label_of = labels.new_zeros(len(decoded))
-        label_of[row_of] = labels[rows[readable]]
-        return ImageSet(decoded, label_of, row_of, with_index, self.channels)
+            decoded, place = decoded[place].to(self.trainer.strategy.root_device), torch.arange(len(place))
+        all_labels = labels.new_zeros(len(decoded))
+        all_labels[place] = labels[rows[readable]]
+        return ImageSet(decoded, all_labels, place, with_index, self.channels)
 
 
 class ImageNet(ImageFolder):

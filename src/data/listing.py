@@ -1,6 +1,5 @@
 """Which images a folder of class folders holds, kept beside the cache: a second start looks at the folders alone."""
 
-import hashlib
 import json
 import os
 import time
@@ -64,16 +63,6 @@ class Listing(NamedTuple):
     splits: dict[str, Files]
 
 
-def file_key(path: str) -> int:
-    """64 bits of a hash of the path, the size and the time of the last change; 0 if there is no such file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0
-    content = os.fsencode(f"{path}|{status.st_size}|{status.st_mtime_ns}")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-
-
 def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> Listing:
     """The jpg, png and webp files under `root`, in subfolders of the class folders too.
 
@@ -104,7 +93,7 @@ def _read(root: Path, kept: Path) -> tuple[dict[str, Any], np.ndarray] | None:
         names = np.load(f"{kept}.npy", mmap_mode="r")
         changed = any(os.stat(root / path).st_mtime_ns != then for path, then in header["changed"].items())
         return None if changed or zlib.crc32(names) != header["crc"] else (header, names)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 

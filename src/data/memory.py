@@ -23,7 +23,7 @@ class ImageSet(Dataset):
     """
 
     chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
-    epoch: int | None = None  # of the training that reads its batches just now, for what is drawn as an image is read
+    epoch: int | None = None  # of the training that its batches are for, which `TrainLoader` sets
 
     def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels

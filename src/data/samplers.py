@@ -86,10 +86,7 @@ class TrainLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         data: Any = self.dataset
         data.epoch, _ = self.sampler.start()  # type: ignore[attr-defined]
-        try:
-            yield from super().__iter__()  # the workers, which start here, have the epoch
-        finally:
-            data.epoch = None
+        yield from super().__iter__()  # the workers, which start here, have the epoch
 
     def state_dict(self) -> dict[str, Any]:
         return {}

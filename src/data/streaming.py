@@ -1,10 +1,13 @@
 """Images that are read as they are needed: from files or a Dataset, of any number, at any size."""
 
+import math
 import os
-import re
+import time
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -47,34 +50,37 @@ class StreamedSet(ImageSet):
     ) -> None:
         super().__init__(images, *others)
         self.side, self.seed, self.steps, self.skip = side, seed, steps, skip
-        self.opened = torch.full((WORKERS, 2), -1).share_memory_()  # by each worker: its process id, the last row
+        self.reading = torch.full((WORKERS, 2), -1).share_memory_()  # what each worker reads: its process id, the row
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        read = [(index, self._read(index) if index >= 0 else None) for index in indices]
-        if self.epoch is not None:
-            read = [(index, pixels) for index, pixels in read if pixels is not None]
+        worker = get_worker_info()
+        note = self.reading[worker.id].numpy() if worker else np.empty(2, np.int64)
+        read = []
+        for index in indices:
+            note[:] = os.getpid(), self.rows[index]
+            pixels = self._read(index) if index >= 0 else None
+            if pixels is not None or self.epoch is None:
+                read.append((index, pixels))
+        note[1] = -1
         black = np.zeros((self.channels, self.side, self.side), np.uint8)
         shape = next((pixels.shape for _, pixels in read if pixels is not None), black.shape)
         images = np.empty((len(read), *shape), np.uint8)
         for i, (_, pixels) in enumerate(read):
             images[i] = black if pixels is None else pixels
-        index = torch.tensor([index for index, _ in read], dtype=torch.int64)
-        labels = self.labels[index]
+        given = torch.tensor([index for index, _ in read], dtype=torch.int64)
+        labels = self.labels[given]
         labels[[pixels is None for _, pixels in read]] = -1
-        return (torch.from_numpy(images), labels, index) if self.with_index else (torch.from_numpy(images), labels)
+        return (torch.from_numpy(images), labels, given) if self.with_index else (torch.from_numpy(images), labels)
 
     def _read(self, index: int) -> np.ndarray | None:
         """uint8 (C, S, S); None where it is left out."""
         row, steps, box, side = int(self.rows[index]), [*self.steps], None, self.side
-        if worker := get_worker_info():
-            self.opened[worker.id] = torch.tensor((os.getpid(), row))
         if self.epoch is None:
             steps = []
         else:
             draw = Draw(1, self.seed, self.epoch, index, index=torch.tensor([index]), kind=2)
         if steps and isinstance(crop := steps[0], RandomResizedCrop):
-            steps = steps[1:]
-            side, box = crop.size, lambda height, width: [float(x) for x in crop.boxes(draw, height, width)]
+            steps, side, box = steps[1:], crop.size, partial(random_box, crop, draw.generator)
         try:
             with self.images.open(row) as image:
                 pixels = square(image, side, self.channels, box)
@@ -85,8 +91,20 @@ class StreamedSet(ImageSet):
             warnings.warn(f"left out: {told}", stacklevel=2)
             return None
         for step in steps:
-            pixels = step(torch.from_numpy(pixels.copy())[None], self.labels[index : index + 1], draw)[0][0].numpy()
+            pixels = step(torch.from_numpy(pixels)[None], self.labels[index : index + 1], draw)[0][0].numpy()
         return pixels
+
+
+def random_box(
+    crop: RandomResizedCrop, generator: torch.Generator, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels, as RandomResizedCrop draws them, without a tensor for each number."""
+    share, shape, down, right = torch.rand(4, generator=generator).tolist()
+    area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * share)
+    ratio = crop.ratio[0] * (crop.ratio[1] / crop.ratio[0]) ** shape
+    tall = min(max(round(math.sqrt(area / ratio)), 1), height)
+    wide = min(max(round(math.sqrt(area * ratio)), 1), width)
+    return int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide
 
 
 class StreamingDataModule(MemoryDataModule):
@@ -126,12 +144,16 @@ class StreamingDataModule(MemoryDataModule):
             super()._check_images(where, images)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say what a worker that died was reading."""
-        died = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", str(exception))
-        for data in self._sets.values() if died else ():
-            for pid, row in data.opened.tolist() if isinstance(data, StreamedSet) else ():
-                if died and str(pid) in died[1].split(", "):
-                    last = data.images.name(row)  # type: ignore[attr-defined]
+        """Say what a worker read that died."""
+        if not self.num_workers or not isinstance(exception, (RuntimeError, ConnectionError, EOFError)):
+            return
+        with suppress(RuntimeError):  # which torch raises, wherever the process is just now, when a worker has died
+            time.sleep(1)
+        alive = {child.pid for child in active_children()}
+        for data in self._sets.values():
+            for pid, row in data.reading.tolist() if isinstance(data, StreamedSet) else ():
+                if row >= 0 and pid not in alive:
+                    name = data.images.name(row)  # type: ignore[attr-defined]
                     raise ReadError(
-                        f"a worker{died[2].rstrip(' .')}; the last image it opened is {last}"
+                        f"a worker died while it read {name}: it was killed, perhaps for want of memory, or crashed."
                     ) from exception
