@@ -99,7 +99,7 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
 
 def _read(file: Path, side: int, channels: int = 3) -> Any:
     """The image as uint8 (channels, side, side), as a folder of training images is read, or why it cannot be read."""
-    from src.data.folder import decode
+    from src.data.decode import decode
 
     try:
         return decode(file, side, channels)

@@ -24,7 +24,7 @@ from src.runs import table as tables
 from src.runs.build import CONF, build, mode_of, register_resolvers
 from src.runs.folder import CONFIG, HYDRA, OVERRIDES, RunError, find_runs, read_yaml, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
-from src.runs.table import CAPTION, REPEATS, Row
+from src.runs.table import CAPTION, REPEATS, Row, repeated
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -98,7 +98,7 @@ def read_run(folder: Path, common: Path) -> Record:
         differing = {key: str(choices.get(key, settings.get(f"{key}._target_", "?"))) for key in ("model", "data")}
         words = results.get("overrides") or read_yaml(folder / OVERRIDES) or []
         given = _telling(dict(word.lstrip("+~").partition("=")[::2] for word in words))
-        differing |= {key: value for key, value in given.items() if key not in ("model", "data", *REPEATS)}
+        differing |= {key: value for key, value in repeated(given).items() if key not in ("model", "data")}
         if numbers is not None and results.get("best"):
             numbers["best epoch"] = float(results["best"]["epoch"])
         status = "done" if numbers is not None else _ends(folder.parent).get(folder.name, "unfinished")

@@ -13,8 +13,8 @@ from src.data.augment import AlternatingFlip, Cutout, MixUp, RandomCrop
 from src.data.base import ImageDataModule
 from src.data.digits import Digits
 from src.data.draw import Draw
-from src.data.memory import MemoryDataModule, stratified
-from src.data.samplers import TrainSampler
+from src.data.memory import MemoryDataModule, fold_of, stratified
+from src.data.samplers import WINDOW, TrainSampler, by_chunks
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.*not resumable.*")
 
@@ -111,6 +111,40 @@ def test_stratified_draws_exactly_the_count_it_is_asked_for():
         assert sorted([*drawn.tolist(), *rest.tolist()]) == list(range(15))
         shares = labels[drawn].bincount(minlength=3) - torch.tensor([7, 5, 3]) * count / 15
         assert shares.abs().max() < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"split_seed": 1}, {"limit": 50, "batch_size": 4}])
+def test_folds_share_no_image_cover_all_and_are_stratified_whichever_is_asked_for_first(options):
+    each = {fold: ready(folds=5, fold=fold, **options) for fold in (3, 0, 4, 2, 1)}
+    parts = [everything(each[fold], "val")[0] for fold in range(5)]
+    count = options.get("limit", 100)
+    assert len({n for part in parts for n in part}) == sum(map(len, parts)) == count
+    for fold, data in each.items():
+        assert sizes(data) == [count * 4 // 5, count // 5, min(37, count)]
+        assert everything(data, "val")[1].bincount().tolist() == [count * share // 500 for share in (40, 30, 20, 10)]
+        rest = {n for other in range(5) if other != fold for n in parts[other]}
+        assert set(everything(data, "train")[0]) == rest
+        assert everything(data, "test")[0] == everything(ready(**options), "test")[0], "sealed as ever"
+    assert (everything(ready(folds=5, fold=0), "val")[0] == parts[0]) == (options == {}), "split_seed draws them"
+
+
+def test_folds_of_a_number_that_does_not_divide_the_images_differ_by_one_in_size_and_in_each_class():
+    labels = torch.tensor([0] * 7 + [1] * 5 + [2] * 3)[torch.randperm(15, generator=torch.Generator().manual_seed(0))]
+    for folds in range(2, 16):
+        fold = fold_of(labels, folds, seed=0)
+        for chosen in (fold, *(fold[labels == c] for c in range(3))):
+            counts = chosen.bincount(minlength=folds)
+            assert counts.max() - counts.min() <= 1
+    with pytest.raises(ValueError, match=r"data\.folds=16 is more than the 15 training images"):
+        fold_of(labels, 16, seed=0)
+
+
+def test_folds_take_the_place_of_validation_images_of_its_own(monkeypatch):
+    monkeypatch.setattr(Numbered, "load_val", lambda self: (numbered(range(200, 210)), torch.arange(10) % 4))
+    with pytest.warns(UserWarning, match=r"data\.folds=4 leaves out the data set's own validation images"):
+        data = ready(folds=4, fold=1)
+    assert sizes(data) == [75, 25, 37]
+    assert sizes(ready()) == [100, 10, 37]
 
 
 @pytest.mark.parametrize(("stage", "other"), [("fit", "test"), ("test", "train")])
@@ -257,6 +291,13 @@ def test_mean_and_std_by_name_by_number_or_the_data_sets_own_or_those_of_pretrai
         ({"batch_size": 81}, r"data\.batch_size=81 is more than the 80 training images; lower it to 80"),
         ({"batch_size": 50, "rank": 0, "world": 2}, r"batch_size=50 on each of 2 processes .* lower it to 40"),
         ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
+        ({"folds": 1, "fold": 0}, r"data\.folds=1 must be a whole number from 2 on"),
+        ({"folds": 2.5, "fold": 0}, r"data\.folds=2\.5 must be a whole number from 2 on"),
+        ({"folds": 5}, r"data\.fold=None is out of range; choose 0 to 4"),
+        ({"folds": 5, "fold": 5}, r"data\.fold=5 is out of range; choose 0 to 4"),
+        ({"folds": 5, "fold": -1}, r"data\.fold=-1 is out of range; choose 0 to 4"),
+        ({"folds": 101, "fold": 0}, r"data\.folds=101 is more than the 100 training images"),
+        ({"fold": 0}, r"data\.fold=0 is out of range; it is one of data\.folds, which is to be set too"),
         ({"store": "gpu"}, r"data\.store='gpu' is unknown; choose 'cpu' or 'device'"),
         ({"store": "device", "num_workers": 2}, r"set data\.num_workers=0"),
         ({"num_classes": 5}, r"data\.num_classes=5, but the data set has 4 classes; set data\.num_classes=4"),
@@ -400,6 +441,20 @@ def test_a_balanced_epoch_is_as_long_and_shows_every_class_equally_often_and_eve
     for label, size in enumerate([32, 24, 16, 8]):  # binomial: 1,200 draws of one in `size`
         own, expected = counts[data._sets["train"].labels == label], 1200 / size
         assert (own - expected).abs().max() < 5 * expected**0.5
+
+
+def test_an_epoch_of_files_goes_from_one_to_the_next_and_mixes_a_window_of_them_from_the_first_batch_on():
+    chunks = torch.arange(20).repeat_interleave(50)
+    orders = [by_chunks(torch.arange(1000), chunks, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    generator = torch.Generator().manual_seed(0)
+    mixed = by_chunks(torch.randperm(1000, generator=generator), chunks, generator)
+    for order in (*orders, mixed):
+        assert sorted(order.tolist()) == list(range(1000))
+        parts = [set(part.tolist()) for part in chunks[order].split(WINDOW * 50)]
+        assert [len(part) for part in parts] == [8, 8, 4]
+        assert set.union(*parts) == set(range(20))
+    assert set(chunks[orders[0]][:400].tolist()) != set(chunks[orders[1]][:400].tolist())
+    assert len(set(chunks[mixed][:60].tolist())) == WINDOW
 
 
 def test_a_class_without_images_is_not_drawn_and_takes_no_share():

@@ -93,7 +93,7 @@ def test_images_of_other_sizes_become_squares_of_resize_pixels_cut_from_the_cent
     images, _ = shown(ready(source, resize=12, val_size=0, test_source=source, mode=mode))
     for i, image in enumerate(images):
         square = ImageOps.fit(Image.fromarray(pixels(i, 30, 20)), (12, 12), Image.Resampling.BILINEAR)
-        assert torch.equal(image, torch.from_numpy(np.array(square)).permute(2, 0, 1))
+        assert (image - torch.from_numpy(np.array(square)).permute(2, 0, 1).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,7 @@
 """Folders of images: layouts, formats, the cache, and what can be wrong with them."""
 
 import os
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data import folder as folder_module
-from src.data.folder import ImageFolder, decode
+from src.data import cache as cache_module
+from src.data import listing
+from src.data.cache import DecodedCache
+from src.data.decode import decode
+from src.data.folder import ImageFolder
 
 SPLITS = ("train", "val", "test")
+walk = os.walk
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 
 
@@ -44,8 +49,21 @@ def ready(root, **options):
     return data
 
 
-def cached(root):
-    return sorted((root.parent / "cache").iterdir())
+def cached(root, kind="pixels"):
+    return sorted((root.parent / "cache").glob(f"*.{kind}"))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files that are decoded, as they come."""
+    names = []
+
+    def noted(path, *options):
+        names.append(Path(path).name)
+        return decode(path, *options)
+
+    monkeypatch.setattr(cache_module, "decode", noted)
+    return names
 
 
 def counts(data, splits=SPLITS):
@@ -149,53 +167,208 @@ def test_the_shorter_side_is_resized_and_the_centre_cut(tmp_path, size, suffix):
 # The cache
 
 
-def test_the_cache_is_used_again_and_memory_mapped(root, monkeypatch):
-    first = ready(root)
-    monkeypatch.setattr(folder_module, "decode", None)
-    assert torch.equal(first.examples("train", 30)[0], ready(root).examples("train", 30)[0])
+def test_the_cache_is_used_again_and_mapped_for_reading_alone(root, decoded):
+    first = ready(root).examples("train", 30)[0]
+    assert len(decoded) == 30
+    data = ready(root)
+    assert torch.equal(first, data.examples("train", 30)[0])
+    assert len(decoded) == 30
     (cache,) = cached(root)
-    assert str(cache) in Path("/proc/self/maps").read_text()
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(cache))]
+    assert maps
+    assert all(line.split()[1].startswith("r--") for line in maps)
+
+
+def test_a_cache_larger_than_the_memory_opens(tmp_path):
+    cache = DecodedCache(tmp_path / "large", 4096, 3)
+    np.arange(20_000, dtype=np.uint64).tofile(cache.keys)
+    with open(cache.pixels, "wb") as file:
+        file.truncate(20_000 * 3 * 4096**2)  # 1 TB of nothing
+    assert cache.images()[19_999, 2, 4095, 4095] == 0
 
 
 @pytest.mark.parametrize(
-    ("change", "count"),
+    ("change", "count", "again"),
     [
-        (lambda red: paint(red / "new.png", (250, 0, 0)), 31),
-        (lambda red: paint(red / "3.png", (250, 0, 0)), 30),
-        (lambda red: (red / "3.png").unlink(), 29),
-        (lambda red: os.utime(red / "3.png", (1, 1)), 30),
+        (lambda red: paint(red / "new.png", (250, 0, 0)), 31, ["new.png"]),
+        (lambda red: paint(red / "3.png", (250, 0, 0)), 30, ["3.png"]),
+        (lambda red: (red / "3.png").unlink(), 29, []),
+        (lambda red: os.utime(red / "3.png", (1, 1)), 30, ["3.png"]),
     ],
     ids=["add", "repaint", "remove", "touch"],
 )
-def test_the_cache_is_rebuilt_when_files_change(root, change, count):
+def test_a_file_that_changed_is_decoded_and_no_other(root, decoded, change, count, again):
     ready(root)
-    before = cached(root)
+    decoded.clear()
     painted = change(root / "red") is not None
     data = ready(root, val_size=0)
-    assert len(cached(root)) == 1
-    assert cached(root) != before
+    assert decoded == again
     both = torch.cat([data.examples(split, 100)[0] for split in ("train", "test")])
     assert (len(both), bool((both == 250).any())) == (count, painted)
 
 
+def test_only_what_a_run_uses_is_decoded_whatever_its_split(root, decoded):
+    ready(root, limit=12)
+    assert len(decoded) == 12 + 3  # the rest of the limit's 12 test images are not there
+    for options in ({"val_size": 0.3, "split_seed": 5}, {"val_size": 9}, {"val_size": 0}):
+        ready(root, **options)
+        assert len(decoded) == 30
+
+
+def test_what_was_decoded_before_a_kill_is_not_decoded_again(root, decoded, monkeypatch):
+    monkeypatch.setattr(cache_module, "CHUNK", 4 * 3 * 8 * 8)  # four images at a time
+    good = cache_module.decode
+
+    def killed(path, *options):
+        if len(decoded) == 10:
+            raise KeyboardInterrupt
+        return good(path, *options)
+
+    monkeypatch.setattr(cache_module, "decode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ready(root)
+    with open(cached(root)[0], "ab") as file:
+        file.write(b"half an image")
+    kept = np.fromfile(cached(root, "keys")[0], np.uint64).size
+    assert 4 <= kept < 10
+    decoded.clear()
+    monkeypatch.setattr(cache_module, "decode", good)
+    list(counts(ready(root)))
+    assert len(decoded) == 30 - kept
+
+
+@pytest.mark.parametrize("kind", ["pixels", "keys"])
+@pytest.mark.parametrize("damage", ["cut off", "overwritten", "gone"])
+def test_damage_is_noticed_and_repaired(root, decoded, kind, damage):
+    expected = ready(root).examples("train", 30)[0]
+    (file,) = cached(root, kind)
+    size = file.stat().st_size
+    if damage == "overwritten" and kind == "pixels":
+        pytest.skip("the pixels have no checksum")
+    if damage == "cut off":
+        os.truncate(file, size * 2 // 3 - 1)
+    elif damage == "overwritten":
+        file.write_bytes(os.urandom(size))
+    else:
+        file.unlink()
+    decoded.clear()
+    data = ready(root)
+    assert torch.equal(data.examples("train", 30)[0], expected)
+    assert len(decoded) == (11 if damage == "cut off" else 30)
+    decoded.clear()
+    ready(root)
+    assert decoded == []
+
+
+def test_a_group_may_read_what_the_umask_lets_it(root):
+    before = os.umask(0o027)
+    try:
+        ready(root)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (root.parent / "cache").iterdir()} == {0o640}
+
+
+def test_a_disk_that_fills_ends_with_one_message_and_nothing_half_made(root):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ready(root, limit=9, val_size=3)
+    before = {file: file.read_bytes() for file in (root.parent / "cache").iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # as a disk that has no more
+    try:
+        with pytest.raises(ValueError, match=r"pixels cannot be written \(.*\): \d+ images need .* data\.mode=stream"):
+            ready(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file: file.read_bytes() for file in (root.parent / "cache").iterdir()} == before
+    assert sum(map(sum, counts(ready(root)))) == 30
+
+
 def test_of_two_that_prepare_at_once_one_decodes_and_the_other_waits_for_it(root, monkeypatch):
-    decoded = []
+    names = []
 
     def slow(path, *options):
-        decoded.append(path)
+        names.append(path)
         time.sleep(0.02)
         return decode(path, *options)
 
-    monkeypatch.setattr(folder_module, "decode", slow)
+    monkeypatch.setattr(cache_module, "decode", slow)
     with ThreadPoolExecutor(2) as pool:  # a file lock keeps threads apart as it does processes
         list(pool.map(ready, [root, root]))
-    assert len(decoded) == 30
+    assert len(names) == 30
 
 
 def test_another_size_has_a_cache_of_its_own(root):
     for side, options in ((8, {}), (12, {"resize": 12}), (16, {"image_size": 16})):
         assert ready(root, **options).examples("train", 1)[0].shape[-1] == side
     assert len(cached(root)) == 3
+
+
+# The listing
+
+
+def settled(root):
+    """As if nothing had been changed for a minute: a change within a clock's tick would not be seen."""
+    past = time.time() - 60
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (past, past))
+    return root
+
+
+def listed(root):
+    """What is listed, and whether that took a look at the folders' contents."""
+    looked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing.os, "walk", lambda *place, **how: looked.append(place) or walk(*place, **how))
+        found = listing.open_listing(root, root.parent / "cache/kept")
+    names = {split: [files.name(row) for row in range(len(files))] for split, files in found.splits.items()}
+    return (found.classes, names, [files.all_labels().tolist() for files in found.splits.values()]), bool(looked)
+
+
+def test_a_second_start_looks_at_the_folders_alone_until_one_changes(root):
+    paint(root / "red/more/deep.png", COLOURS["red"])
+    first, looked = listed(settled(root))
+    assert looked
+    assert first[1]["train"][-1] == str(root / "red/more/deep.png")
+    assert first[2] == [[0] * 10 + [1] * 10 + [2] * 11]
+    assert listed(root) == (first, False)
+    paint(root / "red/more/deeper.png", COLOURS["red"])
+    second, looked = listed(root)
+    assert looked
+    assert second[1]["train"] == [*first[1]["train"], str(root / "red/more/deeper.png")]
+    assert listed(root) == (second, True), "a change as young as this may not be the last"
+    settled(root)
+    listed(root)
+    (root / "red/more").rename(root / "blue/more")
+    assert listed(root)[0][2] == [[0] * 12 + [1] * 10 + [2] * 10]
+
+
+@pytest.mark.parametrize("kind", ["json", "npy"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-9] + bytes(9), lambda data: b""])
+def test_a_listing_that_is_damaged_is_made_again(root, kind, damage):
+    first, _ = listed(settled(root))
+    file = root.parent / f"cache/kept.{kind}"
+    file.write_bytes(damage(file.read_bytes()))
+    assert listed(root) == (first, True)
+    assert listed(root) == (first, False)
+
+
+def test_a_listing_that_cannot_be_kept_is_told_of_and_used(root):
+    (root.parent / "cache").write_text("no folder")
+    with pytest.warns(UserWarning, match="is not kept for the next start"):
+        assert len(listed(root)[0][1]["train"]) == 30
+
+
+@pytest.mark.timeout(20)
+def test_links_that_lead_back_and_pipes_hang_nothing(root):
+    for name in ("blue", "red"):  # every folder leads to every other, time and again
+        for other in ("blue", "green", "red", "."):
+            (root / name / f"to {other}").symlink_to(root / other)
+    (root / "red/ring.png").symlink_to(root / "red/ring.png")
+    os.mkfifo(root / "red/pipe.png")
+    with pytest.warns(UserWarning, match=r"left out: .*pipe\.png \(there is no file of that name\)"):
+        data = ready(root, broken="skip", val_size=0)
+    assert len(cached(root)) == 1
+    assert data.size("train") > 0
 
 
 # Mistakes
@@ -223,12 +396,22 @@ def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_with_it(tmp_path, na
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut off"])
-def test_broken_images_are_named_and_leave_no_cache_behind(root, content):
+def test_broken_images_are_named_and_left_out_on_request(root, decoded, content):
+    ready(root, val_size=0)
     good = paint(root.parent / "good.jpg", (9, 9, 9), (200, 200))
     (root / "red" / "broken.jpg").write_bytes(good.read_bytes()[:700] if content is None else content)
-    with pytest.raises(ValueError, match=r"1 of 31 images cannot be read: .*broken\.jpg"):
-        ready(root)
-    assert cached(root) == []
+    with pytest.raises(ValueError, match=r"1 of \d+ images cannot be read: .*broken\.jpg \(.*data\.broken=skip"):
+        ready(root, val_size=0)
+    decoded.clear()
+    with pytest.warns(UserWarning, match=r"left out: 1 of \d+ images cannot be read: .*broken\.jpg"):
+        data = ready(root, val_size=0, broken="skip")
+    assert decoded == ["broken.jpg"]
+    assert data.class_counts().tolist() == [9, 9, 9]
+
+
+def test_what_is_done_with_broken_images_is_fail_or_skip(root):
+    with pytest.raises(ValueError, match=r"data\.broken='repair' is unknown; choose 'fail' or 'skip'"):
+        ready(root, broken="repair")
 
 
 def test_a_test_size_that_leaves_nothing_is_refused(root):

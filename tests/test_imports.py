@@ -12,7 +12,7 @@ import pytest
 import src
 from tests.conftest import ROOT, run_command
 
-ENTRY_POINTS = {"train", "eval", "predict", "sample", "export", "report"}
+ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "report"}
 ROOMS = ENTRY_POINTS | {"cli", "figures", "runs", "modules", "networks", "data", "evaluation", "callbacks", "sweeps"}
 
 FORBIDDEN = {
@@ -47,6 +47,13 @@ def imports(path: Path) -> set[str]:
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
     room = path.relative_to(ROOT / "src").with_suffix("").parts[0]
     assert imports(path) & FORBIDDEN.get(room, set()) == set()
+
+
+def test_litdata_an_extra_is_imported_where_shards_are_and_only_once_they_are_asked_for() -> None:
+    sources = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")}
+    assert {name for name in sources if "litdata" in imports(ROOT / name)} == {"src/data/shards.py"}
+    at_once = [node for node in sources["src/data/shards.py"].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("litdata" in ast.unparse(node) for node in at_once)
 
 
 def test_every_room_of_the_house_is_known() -> None:

@@ -36,6 +36,7 @@ task_name: standin
 optimized_metric: val/acc
 optimized_mode: max
 trainer: {num_nodes: 1}
+data: {folds: null, fold: null}
 hydra:
   searchpath: [file://ROOT/conf]
   sweep: {dir: "logs/multiruns/${now:%Y-%m-%d_%H-%M-%S}"}
@@ -365,6 +366,11 @@ def test_the_summary_has_a_row_a_configuration_and_the_best_one_its_command(stan
         for kind in ("ok", "raise")
     ]
     assert "Best: lr=0.01 kind=ok\n  python -m standin +x=1 lr=0.01 kind=ok\n" in output
+    (code, output) = standin.sweep("data.folds=2", "data.fold=range(2)", "lr=0.1,0.01")
+    assert code == 0, output
+    rows = json.loads((standin.folders[-1] / "summary.json").read_text())
+    assert [(row["differing"], row["n"]) for row in rows] == [({"lr": "0.1"}, 2), ({"lr": "0.01"}, 2)]
+    assert "Best: lr=0.01\n  python -m standin lr=0.01\n" in output, "which trains on all folds"
     (code, output) = standin.sweep("optimized_metric=val/f1", "lr=0.1,0.01")
     assert code == 0
     assert "No run reports optimized_metric=val/f1; they report epochs, parameters, test/acc, val/acc." in output

@@ -67,6 +67,18 @@ def test_runs_that_differ_by_seed_alone_are_one_row(tmp_path: Path) -> None:
     assert frame["run"][1] == "3"
 
 
+def test_the_folds_of_a_sweep_are_one_row_beside_a_run_on_all_images(tmp_path: Path) -> None:
+    for fold, value in enumerate([0.5, 0.7, 0.6]):
+        digits: dict[str, Any] = {"_target_": "digits", "folds": 3, "fold": fold}
+        make_run(tmp_path / str(fold), "data.folds=3", f"data.fold={fold}", val=value, data=digits)
+    make_run(tmp_path / "all", val=0.55, data={"_target_": "digits", "folds": None, "fold": None})
+    rows = rows_of(tmp_path)
+    assert [(row.n, row.differing.get("data.folds", "")) for row in rows] == [(3, "3"), (1, "")]
+    frame = overview(rows)
+    assert frame["val/acc"].tolist() == ["60.00 ± 10.00 %", "55.00 %"]
+    assert [*frame.columns[:4]] == ["model", "data", "folds", "fold"]
+
+
 def test_what_is_no_difference_between_configurations(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=0", "paths.log_dir=x", task_name="one", logger={"wandb": {}})
     make_run(tmp_path / "b", "seed=1", "optimizer.lr=0.1", task_name="two")

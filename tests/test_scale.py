@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from src.report import report
 from src.sweeps import read_jobs
 from tests.conftest import QUICK, ROOT, SILENT, run_command
 from tests.test_launcher import Standin, count
@@ -49,6 +51,20 @@ def test_a_sweep_killed_in_the_middle_gives_every_result_and_one_table(tmp_path:
     (row,) = json.loads((folder / "summary.json").read_text())
     assert row["n"] == 3
     assert len(set(row["metrics"]["val/loss"]["values"])) == 3
+
+
+@pytest.mark.slow
+def test_a_sweep_over_the_folds_is_one_row_of_mean_and_deviation(tmp_path: Path) -> None:
+    folder, output = swept(tmp_path, *QUICK, *SILENT, "data.folds=3", "data.fold=range(3)")
+    (row,) = json.loads((folder / "summary.json").read_text())
+    (reported,), runs, _ = report([folder])
+    values = [json.loads((folder / f"{i}/results.json").read_text())["metrics"]["val/acc"] for i in range(3)]
+    for found in (row["metrics"]["val/acc"], reported.metrics["val/acc"]):
+        assert sorted(found["values"]) == sorted(values)
+        assert found["mean"] == pytest.approx(statistics.mean(values))
+        assert found["std"] == pytest.approx(statistics.stdev(values))
+    assert (row["n"], reported.n, len(runs)) == (3, 3, 3)
+    assert f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f} %" in output
 
 
 @pytest.mark.slow

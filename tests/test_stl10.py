@@ -71,6 +71,11 @@ def test_the_fold_is_the_official_one_and_validation_is_carved_from_it(folder, f
     assert (data.size("val"), data.size("test")) == (2, TEST)
 
 
+def test_with_folds_the_fold_is_one_of_those_of_all_images(folder):
+    data = ready(folder, folds=4, fold=3)
+    assert [data.size(split) for split in ("train", "val", "test")] == [TRAIN * 3 // 4, TRAIN // 4, TEST]
+
+
 @pytest.mark.parametrize("fold", [-1, 10, 0.5, "all"])
 def test_a_fold_out_of_range_is_refused(folder, fold):
     with pytest.raises(ValueError, match=rf"data\.fold={fold} is out of range; choose 0 to 9"):

@@ -71,6 +71,23 @@ def test_seeds_and_folds_of_one_configuration_make_one_row() -> None:
     assert row.metrics["test/acc"]["std"] == pytest.approx(0.01 * math.sqrt(55 / 6))  # of 0..9: n (n + 1) / 12
 
 
+def test_the_folds_of_a_data_set_make_one_row_and_runs_of_no_fold_are_another() -> None:
+    # 0.5, 0.7, 0.6: mean 0.6, squared deviations .01 + .01, s = sqrt(.02 / 2) = 0.1; t(0.975, 2) = 4.302653.
+    given: Runs = [
+        (i, {"model": "vgg", "data.folds": "3", "data.fold": str(i)}, {"val/acc": value})
+        for i, value in enumerate([0.5, 0.7, 0.6])
+    ]
+    (row,) = table.group(given)
+    assert (row.n, row.differing, row.runs) == (3, {}, [0, 1, 2])
+    found = row.metrics["val/acc"]
+    assert [found[key] for key in ("mean", "std", "half")] == pytest.approx([0.6, 0.1, 4.302653 * 0.1 / 3**0.5])
+    other: Runs = [(3, {**given[0][1], "data.folds": "5", "seed": "1"}, {"val/acc": 0.4})]
+    assert [row.n for row in table.group(given + other)] == [3, 1], "folds of another number are others"
+    official: Runs = [(i, {"data.fold": fold}, {"val/acc": 0.5}) for i, fold in enumerate(["0", "1", "null", "None"])]
+    rows = table.group(official)
+    assert [(row.n, row.differing) for row in rows] == [(2, {"data.fold": "any"}), (2, {"data.fold": ""})]
+
+
 def test_a_difference_that_the_seeds_do_not_show_is_marked() -> None:
     rows = table.group(runs(best=[0.90, 0.91, 0.92], near=[0.89, 0.92, 0.91], far=[0.70, 0.71, 0.69]))
     best, near, far = (row.against_best["test/acc"] for row in rows)

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from src.data.augment import PerImage
+from src.data.augment import PerImage, RandomResizedCrop
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess
 from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
@@ -40,7 +41,9 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per process.
         channels: C: 3, or 1 for grey images.
         val_size: share (float) or number (int) of training images to validate on; 0 trains on all.
-        split_seed: chooses the validation images and those of `limit`.
+        split_seed: chooses the validation images, the folds and the images of `limit`.
+        folds, fold: split the training images into as many stratified parts, and validate on part `fold`, 0 to
+            `folds` - 1, instead of on `val_size` or on validation images of the data set's own.
         limit: use at most this many training (validation included) and test images, stratified.
         mean, std: C floats each, or one for all channels, "imagenet", "half", or None for the data set's own.
         seed: of the order and the augmentation of the training images.
@@ -51,7 +54,10 @@ class ImageDataModule(LightningDataModule):
 
     own_mean: Sequence[float] | None = None  # measured on the training images where a subclass gives none
     own_std: Sequence[float] | None = None
+    official_folds = 0  # how many the data set itself has: what `fold` means where `folds` is None
     on_device = False  # whether a batch is fetched where the training is
+    measured = 10_000  # images at most to measure mean and deviation on
+    crops_while_reading = False
     multilabel = False  # from `setup` on: whether labels are float (B, K), where an image may have several classes
 
     def __init__(
@@ -65,6 +71,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         val_size: float = 0.1,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int | None = None,
         limit: int | None = None,
         mean: str | Sequence[float] | None = None,
         std: str | Sequence[float] | None = None,
@@ -80,10 +88,17 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels} must be 3, or 1 for grey images.")
+        if folds is not None and (not isinstance(folds, int) or folds < 2):
+            raise ValueError(f"data.folds={folds} must be a whole number from 2 on, or null for none.")
+        number = self.official_folds if folds is None else folds
+        if (fold, folds) != (None, None) and fold not in range(number):
+            wanted = f"choose 0 to {number - 1}" if number else "it is one of data.folds, which is to be set too"
+            raise ValueError(f"data.fold={fold} is out of range; {wanted}.")
         self.num_classes, self.channels, self.balance, self.root = num_classes, channels, balance, Path(root)
         self.image_size, self.resize = image_size, resize
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
+        self.folds, self.fold = folds, fold
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
         steps = [t if isinstance(t, Transform) else PerImage(t) for t in (augment or {}).values() if t is not None]
         self.before_normalize = [t for t in steps if not t.after_normalize]
@@ -146,7 +161,7 @@ class ImageDataModule(LightningDataModule):
         if self.balance and self.multilabel:
             raise ValueError("data.balance=true needs images of one class each; these have labels (N, K).")
         if measures:
-            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels)
+            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels, self.measured)
         if not hasattr(self, "preprocess"):
             self.normalise_by(self._mean, self._std)
 
@@ -186,7 +201,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; the last incomplete one is left out."""
-        data, (rank, world) = self._sets["train"], self._rank_and_world()
+        data, (rank, world) = copy(self._sets["train"]), self._rank_and_world()  # the loader tells it the epoch
         place: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
         sampler = TrainSampler(data, self._position, self.batch_size, self.balance, **place)
         return TrainLoader(data, sampler=sampler, drop_last=True, **self._loader_options())
@@ -207,7 +222,7 @@ class ImageDataModule(LightningDataModule):
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
+            "num_workers": self.num_workers or 0,
             "collate_fn": tuple,  # the batch as it was fetched
             "generator": torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
             "pin_memory": on_gpu and not self.on_device,
@@ -219,6 +234,18 @@ class ImageDataModule(LightningDataModule):
             return None
         # not the count of epochs that Lightning gives to set_epoch: one too high after a resume under max_steps
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def steps_while_reading(self) -> list[Transform]:
+        """Take out the augmentations that are done with each image as it is read, where a data set reads its images.
+
+        They are those up to the last `PerImage`, and a RandomResizedCrop that comes first: it gets the whole image.
+        """
+        steps = self.before_normalize
+        self.crops_while_reading = bool(steps) and isinstance(steps[0], RandomResizedCrop)
+        per_image = [i for i, step in enumerate(steps, 1) if isinstance(step, PerImage)]
+        count = max([int(self.crops_while_reading), *per_image])
+        self.before_normalize = steps[count:]
+        return steps[:count]
 
     # From the loader to the model
 
@@ -238,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         """Augment and normalise a training batch, uint8 (B, C, H, W), as batch `batch` of epoch `epoch`."""
         rank, world = self._rank_and_world()
         draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes or -1)
-        if self.resize:
+        if self.resize and not self.crops_while_reading:
             images = TF.resize(images, [self.resize], antialias=True)
         for transform in self.before_normalize:
             images, labels = transform(images, labels, draw)

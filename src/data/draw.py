@@ -34,6 +34,7 @@ class Draw:
         epoch, batch: position of the batch in the training.
         index: the images' positions in the training set (B,), for the transforms with `needs_index`.
         num_classes: K, for the transforms that make soft labels.
+        kind: keeps streams apart: 0 for a batch, 2 for an image by itself, whose index then takes the place of `batch`.
     """
 
     size: int
@@ -45,9 +46,10 @@ class Draw:
     device: torch.device | str = "cpu"
     index: Tensor | None = None
     num_classes: int = -1
+    kind: int = 0
 
     def __post_init__(self) -> None:
-        self.generator = hashed_generator(self.seed, self.epoch, self.batch)
+        self.generator = hashed_generator(self.seed, self.epoch, self.batch, self.kind)
 
     def _mine(self, numbers: Tensor) -> Tensor:
         return numbers[self.rank :: self.world].to(self.device, non_blocking=True)

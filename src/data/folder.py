@@ -1,140 +1,139 @@
-"""A folder of your own images, one subfolder per class.
-
-Every image is decoded once, to a square of uint8 RGB (grey where data.channels is 1), into one memory-mapped file;
-training reads that file and so takes the same path as the data sets that fit in memory.
-"""
+"""A folder of your own images, one subfolder per class; ImageNet is one."""
 
 import hashlib
+import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from rich.progress import track
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from src.data.listing import Listing, list_images
-from src.data.memory import MemoryDataModule
-from src.runs.folder import whole
+from src.data.base import STATISTICS
+from src.data.cache import DecodedCache
+from src.data.listing import SPLITS, Files, Listing, open_listing
+from src.data.memory import ImageSet
+from src.data.streaming import StreamingDataModule
+
+log = logging.getLogger(__name__)
+MEMORY = 4e9  # bytes, decoded, that mode "auto" holds at most: a fixed number, so that a resumed run decides alike
 
 
-class ImageFolder(MemoryDataModule):
+class ImageFolder(StreamingDataModule):
     """Class folders under `root`: train/, optional val/ and test/, or the class folders alone.
 
-    Images are stored with their shorter side at `resize` (or `image_size`) and the ends of the longer side cut off.
     A missing test/ is carved from the training images, stratified, always the same; a missing val/ by `val_size`.
+    In memory the images are squares, their shorter side at `resize` (or `image_size`) and the ends of the longer side
+    cut off, and augmentation works on these. Streamed, a RandomResizedCrop that comes first cuts from the whole image.
 
     Args:
-        cache_dir: where the decoded images are kept, 3 * side^2 bytes each; rebuilt when a file under `root` changes.
-        test_size: share (float) or number (int) of the training images to test on where there is no test/.
+        cache_dir: where the listing is kept and, for mode "memory", the decoded images: C * side^2 bytes each.
+        mode: "memory", "stream", or "auto": in memory if the decoded images take no more than 4 GB.
+        broken: "fail" at images that cannot be read, or "skip" them; both name them.
+        num_workers: None is one a core of the machine, shared by its processes, for "stream", and none for "memory".
+        options: of `StreamingDataModule`.
     """
 
-    def __init__(self, *, cache_dir: str, test_size: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        self.cache_dir, self.test_size = Path(cache_dir), test_size
-        self.side = self.resize or self.image_size
+    modes = ("auto", "memory", "stream")
+    places: Mapping[str, str] = SPLITS
+
+    def __init__(self, *, cache_dir: str, broken: str = "fail", num_workers: int | None = None, **options: Any) -> None:
+        super().__init__(num_workers=num_workers, **{"mode": "auto", **options})
+        if broken not in ("fail", "skip"):
+            raise ValueError(f"data.broken={broken!r} is unknown; choose 'fail' or 'skip'.")
+        self.cache_dir, self.skips, self.side = Path(cache_dir), broken == "skip", self.resize or self.image_size
 
     def fetch(self) -> None:
-        """Decode the images, unless the cache has them as they are now."""
-        listing = list_images(self.root)
-        cache = self._cache_path(listing)
-        if not cache.exists():
-            paths = [path for images in listing.splits.values() for path, _ in images]
-            write_cache(cache, paths, self.side, self.channels)
-            for stale in set(cache.parent.glob(f"{cache.stem.rpartition('-')[0]}-*.npy")) - {cache}:
-                stale.unlink(missing_ok=True)
+        """List the images, and decode those to be held in memory that the cache lacks."""
+        assert self.listing
+        for part in ("train", "test") if not self.streams and not self._sets else ():
+            self.load_sets(part)
 
-    def load_train(self) -> tuple[Tensor, Tensor]:
-        return self._splits["train"]
+    def load_train(self) -> tuple[Files, Tensor]:
+        return self._load("train")
 
-    def load_val(self) -> tuple[Tensor, Tensor] | None:
-        return self._splits.get("val")
+    def load_val(self) -> tuple[Files, Tensor] | None:
+        return self._load("val") if "val" in self.listing.splits else None
 
-    def load_test(self) -> tuple[Tensor, Tensor]:
-        return self._splits["test"]
+    def load_test(self) -> tuple[Files, Tensor]:
+        return self._load("test")
 
     @property
     def has_test(self) -> bool:
-        return "test" in self._splits
+        return "test" in self.listing.splits
 
-    def _cache_path(self, listing: Listing) -> Path:
-        """Named after the folder, side and channels, then after the split, name, size and time of every file."""
-        root = self.root.resolve()
-        files = hashlib.sha256()
-        for split, images in listing.splits.items():
-            for path, _ in images:
-                stat = path.stat()
-                files.update(f"{split}|{path.relative_to(self.root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-        place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
-        return (
-            self.cache_dir
-            / f"{root.name}-{place}-{self.side}{'px' if self.channels == 3 else 'grey'}-{files.hexdigest()[:16]}.npy"
-        )
+    def _load(self, split: str) -> tuple[Files, Tensor]:
+        self.classes = self.class_names()
+        return self.listing.splits[split], self.listing.splits[split].all_labels()
+
+    def class_names(self) -> list[str]:
+        """Of the class folders in order."""
+        return self.listing.classes
 
     @cached_property
-    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
-        listing = list_images(self.root)
-        self.classes = listing.classes
-        # "c", copy on write: torch wants an array it may write to, and the file stays as it is
-        decoded = torch.from_numpy(np.load(self._cache_path(listing), mmap_mode="c"))
-        labels = [torch.tensor([label for _, label in images]) for images in listing.splits.values()]
-        parts = decoded.split([len(part) for part in labels])
-        return dict(zip(listing.splits, zip(parts, labels, strict=True), strict=True))
+    def listing(self) -> Listing:
+        """Opened once; that decides whether the images are streamed."""
+        listing = open_listing(self.root, self._kept, self.places)
+        used = sum(min(len(files), self.limit or len(files)) for files in listing.splits.values())
+        size = used * self.channels * self.side**2
+        if self.mode == "auto":
+            self.streams = size > MEMORY and not self.on_device
+        processes = self.trainer.num_devices if self.trainer else 1
+        if self.num_workers is None:
+            self.num_workers = max((os.cpu_count() or 1) // processes, 1) if self.streams else 0
+        if self.trainer is None or self.trainer.is_global_zero:
+            how = f"streamed by {self.num_workers} workers" if self.streams else "held in memory"
+            log.info("%s: %s images, %.2g GB decoded, are %s", self.root, f"{used:,}", size / 1e9, how)
+        return listing
 
+    @property
+    def _kept(self) -> Path:
+        """How the names of the files in the cache begin."""
+        root = self.root.resolve()
+        place = hashlib.sha256(f"{root}{dict(self.places)}".encode(errors="surrogateescape")).hexdigest()[:8]
+        return self.cache_dir / f"{root.name}-{place}"
 
-def write_cache(cache: Path, paths: list[Path], side: int, channels: int = 3) -> None:
-    """Decode `paths` into the .npy file `cache`, uint8 (N, channels, side, side); the file appears when it is complete.
-
-    Raises:
-        ValueError: images cannot be read; names them.
-    """
-    with whole(cache) as partial:
-        shape = (len(paths), channels, side, side)
-        decoded = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-
-        def work(i: int) -> str | None:
-            try:
-                decoded[i] = decode(paths[i], side, channels)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                return f"{paths[i]} ({error})"
-            return None
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
-            progress = track(pool.map(work, range(len(paths))), f"decoding {len(paths):,} images", total=len(paths))
-            broken = [message for message in progress if message]
+    def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
+        """Of the files, those that can be read, decoded."""
+        if self.streams:
+            return super()._image_set(images, labels, rows, with_index)
+        kind = "px" if self.channels == 3 else "grey"
+        cache = DecodedCache(Path(f"{self._kept}-{self.side}{kind}"), self.side, self.channels)
+        found, broken = cache.rows([images.name(row) for row in rows.tolist()])
+        readable = found >= 0
         if broken:
+            some = "; ".join(f"{file} ({reason})" for file, reason in sorted(broken.items())[:5])
             more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-            raise ValueError(
-                f"{len(broken)} of {len(paths)} images cannot be read: {'; '.join(broken[:5])}{more}. "
-                f"Repair or remove them."
-            )
-        decoded.flush()
+            told = f"{len(broken)} of {len(rows)} images cannot be read: {some}{more}."
+            if not self.skips or not readable.any():
+                raise ValueError(f"{told} Repair or remove them, or leave them out by data.broken=skip.")
+            warnings.warn(f"left out: {told}", stacklevel=2)
+        decoded, place = cache.images(), found[readable]
+        if self.on_device and self.trainer is not None:
+            decoded, place = decoded[place].to(self.trainer.strategy.root_device), torch.arange(len(place))
+        all_labels = labels.new_zeros(len(decoded))
+        all_labels[place] = labels[rows[readable]]
+        return ImageSet(decoded, all_labels, place, with_index, self.channels)
 
 
-def decode(path: str | Path, side: int, channels: int = 3) -> np.ndarray:
-    """Read an image file as uint8 (channels, side, side): upright, and otherwise as `square` makes it.
+class ImageNet(ImageFolder):
+    """The classification images of ILSVRC 2012 (Russakovsky et al. 2015), in train/<wnid>/ and val/<wnid>/.
 
-    Of an animation the first frame counts.
+    The 50,000 images of val/ are what everybody reports, so they are the test images here, and nothing is chosen on
+    them. The classes have the names of LOC_synset_mapping.txt or synset_words.txt, if one of them is in `root`.
     """
-    with Image.open(path) as image:
-        image.draft(None, (2 * side, 2 * side))  # a JPEG may be decoded smaller, which is quicker, but not below this
-        return square(ImageOps.exif_transpose(image), side, channels)
 
+    places: Mapping[str, str] = {"train": "train", "test": "val"}
+    own_mean, own_std = STATISTICS["imagenet"]["mean"], STATISTICS["imagenet"]["std"]
 
-def square(image: Image.Image, side: int, channels: int) -> np.ndarray:
-    """An image as uint8 RGB, or grey with one channel, (channels, side, side): shorter side resized, centre cut.
-
-    Transparent pixels show white, and 16-bit grey keeps its upper 8 bits.
-    """
-    if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        image = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
-    elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    fitted = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (side, side), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).reshape(side, side, channels).transpose(2, 0, 1)
+    def class_names(self) -> list[str]:
+        for file in (self.root / "LOC_synset_mapping.txt", self.root / "synset_words.txt"):
+            if file.is_file():
+                lines = (line.partition(" ") for line in file.read_text().splitlines())
+                names = {wnid: name for wnid, _, name in lines}
+                return [names.get(wnid, wnid) for wnid in self.listing.classes]
+        return self.listing.classes

@@ -1,52 +1,153 @@
-"""Which images a folder of class folders holds."""
+"""Which images a folder of class folders holds, kept beside the cache: a second start looks at the folders alone."""
 
+import json
 import os
+import time
 import warnings
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.data.decode import open_image
+from src.runs.folder import whole, write_json
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 LAYOUT = "Expected are train/<class>/*.jpg (val/ and test/ beside train/ are optional), or just <class>/*.jpg."
+SPLITS = {"train": "train", "val": "val", "test": "test"}  # and the folder of each
+TICK = 2_000_000_000  # nanoseconds: no file system's clock is coarser
+
+Folder = tuple[str, int, int]  # path from the root, label, number of images
+
+
+class Files:
+    """The images of one split, in the order of their classes.
+
+    Args:
+        folders: those that hold the images, in the order of the names.
+        names: (N,) bytes, the names of the files.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, root: Path, folders: Sequence[Folder], names: np.ndarray) -> None:
+        self.root, self.names = root, names
+        self.paths, self.labels, self.counts = zip(*folders, strict=True)
+        self.ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        """The path of a file."""
+        folder = self.paths[int(np.searchsorted(self.ends, row, "right"))]
+        return os.path.join(self.root, folder, os.fsdecode(self.names[row]))
+
+    def open(self, row: int) -> Image.Image:
+        return open_image(self.name(row))
+
+    def all_labels(self) -> Tensor:
+        """int64 (N,)"""
+        return torch.from_numpy(np.repeat(self.labels, self.counts))
 
 
 class Listing(NamedTuple):
-    """The class names, sorted, and per split ("train", "val", "test") its (path, class index) pairs, sorted."""
+    """The class folders, sorted, and the images of each split ("train", "val", "test")."""
 
     classes: list[str]
-    splits: dict[str, list[tuple[Path, int]]]
+    splits: dict[str, Files]
 
 
-def list_images(root: str | Path) -> Listing:
-    """List the jpg, png and webp files under `root`, in subfolders of the class folders too.
+def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> Listing:
+    """The jpg, png and webp files under `root`, in subfolders of the class folders too.
+
+    As `kept`.json and .npy, memory-mapped, have them, if no folder has changed since; else looked for, and kept there.
+
+    Args:
+        places: the folder of each split.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it or in one of its classes.
         ValueError: fewer than two classes, or a split has a class that train/ lacks.
     """
-    folders = _split_folders(Path(root))
-    classes = _class_names(folders["train"])
-    ignored: list[Path] = []
-    splits: dict[str, list[tuple[Path, int]]] = {}
-    for split, folder in folders.items():
-        if unknown := sorted(set(_subfolders(folder)) - set(classes)):
-            raise ValueError(f"{folder} has classes that {folders['train']} lacks: {', '.join(unknown)}.")
-        found = [_images_in(folder / name, ignored) for name in classes]
-        splits[split] = [(path, index) for index, paths in enumerate(found) for path in paths]
-        empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
-        if not splits[split] or (split == "train" and empty):
-            where = f"{folder} ({', '.join(empty)})" if splits[split] else str(folder)
-            raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(EXTENSIONS)}. {LAYOUT}")
-    if ignored:
-        warnings.warn(f"ignored {len(ignored)} files under {root} that are no images, e.g. {ignored[0]}", stacklevel=2)
-    return Listing(classes, splits)
+    header, names = _read(root, kept) or _find(root, kept, places)
+    if header["ignored"]:
+        some = f"{header['ignored']} files under {root} that are no images, e.g. {header['example']}"
+        warnings.warn(f"ignored {some}", stacklevel=2)
+    splits, first = {}, 0
+    for split, folders in header["splits"].items():
+        last = first + sum(count for _, _, count in folders)
+        splits[split], first = Files(root.resolve(), folders, names[first:last]), last
+    return Listing(header["classes"], splits)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _read(root: Path, kept: Path) -> tuple[dict[str, Any], np.ndarray] | None:
+    """What was kept; None if that is nothing, damaged, or a folder has changed."""
+    try:
+        header = json.loads(Path(f"{kept}.json").read_text())
+        names = np.load(f"{kept}.npy", mmap_mode="r")
+        changed = any(os.stat(root / path).st_mtime_ns != then for path, then in header["changed"].items())
+        return None if changed or zlib.crc32(names) != header["crc"] else (header, names)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, Any], np.ndarray]:
     if not root.is_dir():
         raise FileNotFoundError(f"the image folder {root} does not exist; set data.root to yours. {LAYOUT}")
-    if not (root / "train").is_dir() or not _subfolders(root / "train"):
-        return {"train": root}
-    return {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
+    tops = {"train": root}
+    if (root / places["train"]).is_dir() and _subfolders(root / places["train"]):
+        tops = {split: root / place for split, place in places.items() if (root / place).is_dir()}
+    classes = _class_names(tops["train"])
+    now, changed = time.time_ns(), {str(top): os.stat(top).st_mtime_ns for top in (root, *tops.values())}
+    splits: dict[str, list[Folder]] = {split: [] for split in tops}
+    names: list[np.ndarray] = []
+    ignored: list[str] = []
+    for split, top in tops.items():
+        if unknown := sorted(set(_subfolders(top)) - set(classes)):
+            raise ValueError(f"{top} has classes that {tops['train']} lacks: {', '.join(unknown)}.")
+        for label, name in enumerate(classes):
+            seen: set[tuple[int, int]] = set()
+            for parent, folders, files in os.walk(top / name, followlinks=True):
+                status = os.stat(parent)
+                if (status.st_dev, status.st_ino) in seen:  # a symbolic link led here once more
+                    folders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folders.sort()
+                changed[parent] = status.st_mtime_ns
+                files = sorted(file for file in files if not file.startswith("."))
+                images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+                ignored += [os.path.join(parent, file) for file in set(files) - set(images)]
+                splits[split].append((os.path.relpath(parent, root), label, len(images)))
+                names += [np.array([os.fsencode(file) for file in images])] if images else []
+        filled = {label for _, label, count in splits[split] if count}
+        if not filled or (split == "train" and len(filled) < len(classes)):
+            empty = ", ".join(name for label, name in enumerate(classes) if label not in filled)
+            where = f"{top} ({empty})" if filled else str(top)
+            raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(EXTENSIONS)}. {LAYOUT}")
+    all_names = np.concatenate(names)
+    header = {
+        "classes": classes,
+        "splits": splits,
+        # a change as young as this may not be the last within one tick of the clock: 0 is never found again
+        "changed": {os.path.relpath(path, root): then * (then < now - TICK) for path, then in changed.items()},
+        "ignored": len(ignored),
+        "example": min(ignored, default=None),
+        "crc": zlib.crc32(all_names),  # type: ignore[arg-type]
+    }
+    try:
+        with whole(Path(f"{kept}.npy")) as partial:
+            np.save(partial, all_names)
+        write_json(Path(f"{kept}.json"), header)
+    except OSError as error:
+        warnings.warn(f"the list of the images is not kept for the next start: {error}", stacklevel=2)
+    return header, all_names
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -58,11 +159,4 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_in(folder: Path, ignored: list[Path]) -> list[Path]:
-    files = [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
-    images = {file for file in files if file.name.lower().endswith(EXTENSIONS) and not file.name.startswith(".")}
-    ignored += [file for file in files if file not in images and not file.name.startswith(".")]
-    return sorted(images)
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,5 +1,6 @@
 """Images held whole, as one uint8 tensor: splits, checks, and fetching a batch with one index."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ class ImageSet(Dataset):
         with_index: a batch also has its indices.
         channels: of the images of a batch; the one channel of grey images is repeated.
     """
+
+    chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
+    epoch: int | None = None  # of the training that its batches are for, which `TrainLoader` sets
 
     def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels
@@ -53,7 +57,6 @@ class MemoryDataModule(ImageDataModule):
         options: of `ImageDataModule`.
     """
 
-    image_set = ImageSet  # what serves the images
     test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 
     def __init__(self, *, store: str = "cpu", **options: Any) -> None:
@@ -98,7 +101,12 @@ class MemoryDataModule(ImageDataModule):
             test, rows = carve(labels, self.test_size, 0, "test_size")  # the same whatever data.split_seed says
             sets["test"] = self._set(images, labels, test)
         rows = self._limited(labels, rows)
-        if own_val is not None:
+        if self.folds is not None:
+            if own_val is not None:
+                warnings.warn(f"data.folds={self.folds} leaves out the data set's own validation images.", stacklevel=2)
+            fold = fold_of(labels[rows], self.folds, self.split_seed)
+            sets["val"], rows = self._set(images, labels, rows[fold == self.fold]), rows[fold != self.fold]
+        elif own_val is not None:
             sets["val"] = self._set(*self._held("val", own_val))
         elif self.val_size:
             val, train = carve(labels[rows], self.val_size, self.split_seed, "val_size")
@@ -107,7 +115,10 @@ class MemoryDataModule(ImageDataModule):
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
         rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
-        return self.image_set(images, labels, rows, with_index, self.channels)
+        return self._image_set(images, labels, rows, with_index)
+
+    def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
+        return ImageSet(images, labels, rows, with_index, self.channels)
 
     def _limited(self, labels: Tensor, rows: Tensor) -> Tensor:
         if self.limit is None or self.limit >= len(rows):
@@ -129,7 +140,7 @@ class MemoryDataModule(ImageDataModule):
         self._check_images(where, images)
         labels = checked_labels(where, labels, len(images), self.classes)
         self.multilabel = labels.ndim == 2
-        if self.on_device and self.trainer is not None:
+        if self.on_device and self.trainer is not None and isinstance(images, Tensor):
             images = images.to(self.trainer.strategy.root_device)
         return images, labels
 
@@ -219,3 +230,19 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     for m, quota in zip(members, quotas.tolist(), strict=True):
         drawn[m[torch.randperm(len(m), generator=generator)[:quota]]] = True
     return torch.nonzero(drawn).flatten(), torch.nonzero(~drawn).flatten()
+
+
+def fold_of(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Which of the folds, 0 to `folds` - 1, each position belongs to, int64 (N,): drawn, stratified.
+
+    The folds have the same size, to within one, and so has each class in them. Labels (N, K) are not stratified.
+
+    Raises:
+        ValueError: there are fewer positions than folds.
+    """
+    if folds > len(labels):
+        raise ValueError(f"data.folds={folds} is more than the {len(labels)} training images.")
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if labels.ndim == 1:
+        drawn = drawn[labels[drawn].argsort(stable=True)]
+    return (torch.arange(len(labels)) % folds)[drawn.argsort()]  # dealt class after class

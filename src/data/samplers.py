@@ -9,12 +9,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from src.data.draw import hashed_generator
 
+WINDOW = 8  # chunks whose images an epoch mixes
+
 
 class TrainSampler(DistributedSampler):
     """Shuffled anew each epoch from a hash of (seed, epoch), the same order for any number of processes.
 
     `position()` is asked when iteration begins and gives (epoch, batches of it that are already done); None leaves the
-    epoch to `set_epoch`. `balance` draws from the set's `labels` (N,) as `balanced` does.
+    epoch to `set_epoch`. `balance` draws from the set's `labels` (N,) as `balanced` does. A set with `chunks` (N,), the
+    number of the file that each image lies in, is read `by_chunks`.
     """
 
     def __init__(
@@ -23,16 +26,31 @@ class TrainSampler(DistributedSampler):
         super().__init__(data, drop_last=True, **options)
         self.position, self.batch_size, self.balance = position, batch_size, balance
 
+    def start(self) -> tuple[int, int]:
+        """(epoch, batches of it that are already done)"""
+        return self.position() or (self.epoch, 0)
+
     def __iter__(self) -> Iterator[int]:
-        epoch, batches = self.position() or (self.epoch, 0)
+        epoch, batches = self.start()
         generator = hashed_generator(self.seed, epoch, 0, 1)  # 1 is for the order: the draws of a batch have three
         data: Any = self.dataset
         if self.balance:
             order = balanced(data.labels.cpu(), generator)
         else:
             order = torch.randperm(len(data), generator=generator)
+        if getattr(data, "chunks", None) is not None:
+            order = by_chunks(order, data.chunks, generator)
         mine = order[self.rank : self.total_size : self.num_replicas]
         return iter(mine[batches * self.batch_size :].tolist())
+
+
+def by_chunks(order: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions in the given order, but `WINDOW` chunks after another, these drawn at random.
+
+    So that files from afar come one after another, each once in an epoch, and few need to be kept.
+    """
+    window = torch.randperm(int(chunks.max()) + 1, generator=generator) // WINDOW  # of each chunk
+    return order[window[chunks[order]].argsort(stable=True)]
 
 
 def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,7 +84,9 @@ class TrainLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        data: Any = self.dataset
+        data.epoch, _ = self.sampler.start()  # type: ignore[attr-defined]
+        yield from super().__iter__()  # the workers, which start here, have the epoch
 
     def state_dict(self) -> dict[str, Any]:
         return {}

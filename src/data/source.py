@@ -1,40 +1,28 @@
 """Images that a map-style torch `Dataset` gives, item by item: read into memory once, or streamed."""
 
+import io
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.folder import square
-from src.data.memory import ImageSet, MemoryDataModule
+from src.data.decode import square
+from src.data.streaming import StreamingDataModule
 
 
-class SourceDataModule(MemoryDataModule):
+class SourceDataModule(StreamingDataModule):
     """Base of the data sets that are read item by item. A subclass gives `source`.
 
-    Items are (image, label). An image is a PIL image, an array (H, W) or (H, W, 3), or a tensor (C, H, W); arrays and
-    tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels: shorter side resized,
-    centre cut; one of that size stays as it is. A label is an integer, or zeros and ones (K,). The classes are called
-    as the training source's `classes`, or else by their numbers. Random transforms belong into `augment`: what is read
-    into memory is read once.
-
-    Args:
-        mode: "memory" reads every item once into one tensor; "stream" reads the items of a batch when it is fetched.
-        test_size: share (float) or number (int) of the training images to test on where there is no test source.
+    Items are (image, label). An image is a PIL image, an image file's bytes, an array (H, W) or (H, W, 3), or a tensor
+    (C, H, W); arrays and tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels:
+    shorter side resized, centre cut; one of that size stays as it is. A label is an integer, or zeros and ones (K,).
+    The classes are called as the training source's `classes`, or else by their numbers. Random transforms belong into
+    `augment`: what is read into memory is read once.
     """
-
-    def __init__(self, *, mode: str = "memory", test_size: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        if mode not in ("memory", "stream"):
-            raise ValueError(f"data.mode={mode!r} is unknown; choose 'memory' or 'stream'.")
-        if mode == "stream" and self.on_device:
-            raise ValueError("data.store=device holds all images, and data.mode=stream none; choose one of them.")
-        self.streams, self.test_size = mode == "stream", test_size
-        self.image_set = StreamedSet if self.streams else ImageSet
 
     def source(self, split: str) -> Any:
         """The Dataset of "train", "val" or "test"; None carves it from the training images."""
@@ -91,10 +79,6 @@ class SourceDataModule(MemoryDataModule):
     def _where(self, part: str) -> str:
         return f"{type(self.source(part)).__name__}, the {part} images"
 
-    def _check_images(self, where: str, images: Any) -> None:
-        if not self.streams:
-            super()._check_images(where, images)
-
 
 class MapDataset(SourceDataModule):
     """Any map-style torch `Dataset`s.
@@ -128,24 +112,22 @@ class Squares(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+    def item(self, index: int) -> tuple[Image.Image, Any]:
         item = self.source[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"{self.where}: an item must be (image, label), not {type(item).__name__}.")
-        image = as_image(self.where, item[0])
+        return as_image(self.where, item[0]), item[1]
+
+    def open(self, index: int) -> Image.Image:
+        return self.item(index)[0]
+
+    def name(self, index: int) -> str:
+        return f"item {index} of {self.where}"
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+        image, label = self.item(index)
         grey = len(image.getbands()) == 1 and image.mode != "P"
-        return square(image, self.side, 1 if grey else self.channels), item[1]
-
-
-class StreamedSet(ImageSet):
-    """Images read when they are fetched; `images` are `Squares`."""
-
-    def read(self, rows: Tensor) -> Tensor:
-        shape = self.channels, self.images.side, self.images.side
-        images = np.empty((len(rows), *shape), np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            images[place] = self.images[row][0]  # grey counts for all channels
-        return torch.from_numpy(images)
+        return square(image, self.side, 1 if grey else self.channels), label
 
 
 def as_image(where: str, image: Any) -> Image.Image:
@@ -154,6 +136,11 @@ def as_image(where: str, image: Any) -> Image.Image:
     Raises:
         ValueError: it is none of those that `SourceDataModule` takes.
     """
+    if isinstance(image, bytes | memoryview):
+        try:
+            image = Image.open(io.BytesIO(image))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{where}: {bytes(image[:8])!r}... is no image file.") from error
     if isinstance(image, Image.Image):
         return image
     pixels = np.asarray(image)

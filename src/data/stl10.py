@@ -22,7 +22,7 @@ class STL10(OfficialDataModule):
     Other image sizes than 96 are cut from an image enlarged by the ratio of the classic recipe: 224 from 256.
 
     Args:
-        fold: train on one of the official folds 0..9 (1,000 images each) instead of all 5,000.
+        fold: without `folds`, train on one of the official folds 0..9 (1,000 images each) instead of all 5,000.
         checksum: False accepts images of your own in the official files' format and number. Another number of them
             is accepted anyway, with a warning.
         options: of `OfficialDataModule`.
@@ -32,18 +32,18 @@ class STL10(OfficialDataModule):
     unless = ", unless they are files of your own: data.checksum=false"
     own_mean = (0.4467, 0.4398, 0.4066)
     own_std = (0.2603, 0.2566, 0.2713)
+    official_folds = 10
 
-    def __init__(self, *, fold: int | None = None, checksum: bool = True, **options: Any) -> None:
+    def __init__(self, *, checksum: bool = True, **options: Any) -> None:
         if options["image_size"] != SIDE and options.get("resize") is None:
             options["resize"] = round(options["image_size"] * 256 / 224)
         super().__init__(**options)
-        if fold is not None and fold not in range(10):
-            raise ValueError(f"data.fold={fold} is out of range; choose 0 to 9, or null for all 5,000 images.")
-        self.fold, self.checksum = fold, checksum
+        self.official_fold = self.fold if self.folds is None else None
+        self.checksum = checksum
 
     def files(self) -> list[tuple[str, str | None]]:
         checks = [*self.source.train_list[:2], *self.source.test_list]  # without the unlabelled 2.7 GB
-        folds = [] if self.fold is None else [(self.source.folds_list_file, None)]
+        folds = [] if self.official_fold is None else [(self.source.folds_list_file, None)]
         return [(name, md5 if self._is_official(name) else None) for name, md5 in checks] + folds
 
     def fetch(self) -> None:
@@ -83,8 +83,8 @@ class STL10(OfficialDataModule):
         self.classes = names.read_text().split() if names.is_file() else CLASSES
         images = np.fromfile(self.folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, SIDE, SIDE)
         labels = np.fromfile(self.folder / f"{split}_y.bin", np.uint8).astype(np.int64) - 1
-        if split == "train" and self.fold is not None:
-            rows = self._fold_rows(self.fold, len(labels))
+        if split == "train" and self.official_fold is not None:
+            rows = self._fold_rows(self.official_fold, len(labels))
             images, labels = images[rows], labels[rows]
         # the files hold column after column
         return torch.from_numpy(np.ascontiguousarray(images.swapaxes(2, 3))), torch.from_numpy(labels)

@@ -33,9 +33,9 @@ class RunError(Exception):
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives the name of a file beside `path`, which becomes `path` if all goes well and vanishes otherwise.
+    """Gives the name of a file, or folder, beside `path`, which becomes `path` if all goes well and vanishes otherwise.
 
-    So that a reader finds the old file or the new one, never half of it. The folder is made if it is missing.
+    So that a reader finds the old file or the new one, never half of it. The folder around it is made if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -43,6 +43,8 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Many runs as one frame: seeds to mean and deviation, Welch's test against the best, and the rows as text.
 
-Runs that differ by `REPEATS` alone are one row. The folds of a data set share images, as STL10's ten do, so that their
-interval is narrower than that of new images.
+Runs that differ by `REPEATS` alone are one row: by the seed, or by which fold they are of. The folds of a data set
+share images, STL10's ten as those of data.folds, so that their interval is narrower than that of new images.
 """
 
 from __future__ import annotations
@@ -80,6 +80,12 @@ def holm(given: Sequence[float | None]) -> list[float | None]:
     return [corrected.get(i) for i in range(len(given))]
 
 
+def repeated(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings as all repeats of a run have them. A run of no fold has other images than one of any fold."""
+    kept = {key: value for key, value in settings.items() if key not in REPEATS}
+    return kept if settings.get("data.fold", "null") in ("null", "None") else {**kept, "data.fold": "any"}
+
+
 def group(runs: Iterable[Run], modes: Mapping[str, str] | None = None) -> list[Row]:
     """Rows of runs given as (id, settings, numbers by name), in the order of their first runs.
 
@@ -87,7 +93,7 @@ def group(runs: Iterable[Run], modes: Mapping[str, str] | None = None) -> list[R
     """
     rows: dict[frozenset[tuple[str, str]], Row] = {}
     for run, given, numbers in runs:
-        settings = {key: value for key, value in given.items() if key not in REPEATS}
+        settings = repeated(given)
         row = rows.setdefault(frozenset(settings.items()), Row(settings))
         row.runs.append(run)
         row.n, row.failed = row.n + (numbers is not None), row.failed + (numbers is None)

@@ -128,7 +128,7 @@ def _summarise(trials: Trials, screen: Screen, directions: list[str], program: l
         screen.say(f"No run reports optimized_metric={metric}; they report {', '.join(sorted(known))}.")
     elif known and len(rows) > 1 and trials.n_trials is None:
         overrides = trials.jobs[best[0].runs[0]].overrides
-        told = [*program, *(o for o in overrides if o.partition("=")[0] not in REPEATS)]
+        told = [*program, *(o for o in overrides if o.partition("=")[0] not in (*REPEATS, "data.folds"))]
         differing = " ".join(f"{key}={value}" for key, value in best[0].differing.items())
         screen.say(f"Best: {differing}\n  python {shlex.join(told)}")
 

@@ -19,13 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import evaluation, gan, growth, input_pipeline, networks, process, sweep, training
+from tests.benchmarks import evaluation, gan, growth, input_pipeline, networks, process, streaming, sweep, training
 from tests.benchmarks.table import Row, Setting
 
 PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "startup": process.startup_rows,
     "memory": process.memory_rows,
     "input": input_pipeline.input_rows,
+    "streaming": streaming.streaming_rows,
+    "files": streaming.start_rows,
     "step": training.tiny_step_rows,
     "training": training.epoch_rows,
     "gan": gan.gan_rows,
@@ -37,7 +39,7 @@ PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "search": sweep.search_rows,
     "kernels": training.kernel_rows,
 }
-ON_GPU = [name for name in PARTS if name not in ("sweep", "search")]
+ON_GPU = [name for name in PARTS if name not in ("sweep", "search", "streaming", "files")]
 ON_CPU = [name for name in PARTS if name != "kernels"]
 
 
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--root", default="../shared/datasets", help="folder of cifar-10-batches-py")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--files", type=int, default=1_280_000, help="how many a start is measured on")
     parser.add_argument("--gpu", action="store_true", help="on the first GPU, with the images on it")
     arguments = parser.parse_args()
     if arguments.gpu and not torch.cuda.is_available():
@@ -70,7 +73,7 @@ def main() -> None:
         parser.error(f"there is no CIFAR-10 in {arguments.root}: give its folder with --root")
 
     rows: list[Row] = []
-    setting = Setting(arguments.root, arguments.repeats, arguments.gpu)
+    setting = Setting(arguments.root, arguments.repeats, arguments.gpu, arguments.files)
     print(*machine().values(), sep="  ")
     for name in arguments.only or (ON_GPU if arguments.gpu else ON_CPU):
         start = time.perf_counter()

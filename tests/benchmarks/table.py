@@ -11,11 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class Setting:
-    """Where CIFAR-10 is, how often to measure, and whether on the first GPU."""
+    """Where CIFAR-10 is, how often to measure, whether on the first GPU, and on how many files to start."""
 
     root: str
     repeats: int
     gpu: bool = False
+    files: int = 1_280_000
 
     @property
     def device(self) -> torch.device:

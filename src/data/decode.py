@@ -1,0 +1,65 @@
+"""From an image, in a file or in Pillow, to a square of uint8."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torchvision.transforms.v2 import functional as TF
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
+Box = Callable[
+    [int, int], tuple[int, int, int, int]
+]  # an image's height and width -> top, left, height and width to cut
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file. Anything else, such as a pipe, that it would wait for, is an error."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError("there is no file of that name")
+    return Image.open(path)
+
+
+def decode(path: str | Path, side: int, channels: int = 3) -> np.ndarray:
+    """Read an image file as `square` makes it. Of an animation the first frame counts."""
+    with open_image(path) as image:
+        return square(image, side, channels)
+
+
+def square(image: Image.Image, side: int, channels: int, box: Box | None = None) -> np.ndarray:
+    """An image as uint8 RGB, or grey with one channel, (channels, side, side): upright, resized bilinear, antialiased.
+
+    Transparent pixels show white, and 16-bit grey keeps its upper 8 bits.
+
+    Args:
+        box: None is the largest square in the centre.
+    """
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    width, height = image.size[::-1] if orientation > 4 else image.size
+    top, left, tall, wide = (box or _centre)(height, width)
+    # a JPEG may be decoded smaller, which is quicker, but its box to no less than twice the side
+    shrink = max(min(tall, wide) // (2 * side), 1)
+    image.draft("L" if channels == 1 else None, (-(-image.width // shrink), -(-image.height // shrink)))
+    image = _plain(ImageOps.exif_transpose(image) if orientation > 1 else image, "RGB" if channels == 3 else "L")
+    x, y = image.width / width, image.height / height
+    cut = image.crop((round(left * x), round(top * y), round((left + wide) * x), round((top + tall) * y)))
+    pixels = torch.from_numpy(np.array(cut)).view(cut.height, cut.width, channels)
+    # on uint8 twice as quick as Pillow's own
+    return TF.resize(pixels.permute(2, 0, 1), [side, side], antialias=True).numpy()
+
+
+def _centre(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        image = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
+    elif image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,69 @@
+"""Nothing grows with the epochs: neither the memory of a training, nor its open files, nor those of its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning import Callback
+from torch.utils.data import Dataset
+
+from tests.conftest import QUICK, SILENT, run_command
+
+MEGABYTE = 2**20
+
+
+class Squares(Dataset):
+    """Images that are made when they are read."""
+
+    def __len__(self) -> int:
+        return 600
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8), index % 10
+
+
+class Watch(Callback):
+    """Writes, at the end of every epoch, the memory in bytes, open files and threads of the process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        seen = [
+            pages * os.sysconf("SC_PAGE_SIZE"),
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+        ]
+        with open(self.path, "a") as file:
+            file.write(json.dumps(seen) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("data", ["digits", "dataset", "shards"])
+def test_memory_and_open_files_are_flat_over_thirty_epochs(tmp_path: Path, data: str) -> None:
+    more = {"digits": [], "dataset": ["data.mode=stream", "data.num_workers=2"], "shards": ["data.num_workers=2"]}[data]
+    if data == "dataset":
+        more += ["data.source._target_=tests.test_growth.Squares"]
+    if data == "shards":
+        pytest.importorskip("litdata", reason="litdata is an optional extra: pip install -e .[shards]")
+        done = run_command("-m", "src.shards", "data=digits", f"out={tmp_path}/shards")
+        assert done.returncode == 0, done.stderr
+        # as if it were a storage, so that files are fetched, kept and let go
+        more += [f"data.root=local:{tmp_path}/shards", f"data.cache_dir={tmp_path}/cache", "data.image_size=32"]
+    watch = ["+callbacks.watch._target_=tests.test_growth.Watch", f"+callbacks.watch.path={tmp_path}/seen"]
+    options = [*QUICK, *SILENT, "data.limit=500", "trainer.max_epochs=30", f"hydra.run.dir={tmp_path}/run"]
+    done = run_command("-m", "src.train", f"data={data}", *options, *more, *watch, timeout=800)
+    assert done.returncode == 0, done.stderr
+    memory, files, threads = np.array([json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]).T
+    assert len(memory) == 30
+    early, late = memory[5:15].max(), memory[15:].max()
+    assert late - early < 8 * MEGABYTE, memory.tolist()
+    assert files[5:].max() == files[5:].min(), files.tolist()
+    assert threads[5:].max() == threads[5:].min(), threads.tolist()
