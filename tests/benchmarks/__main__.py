@@ -19,13 +19,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import evaluation, gan, growth, input_pipeline, networks, process, sweep, training
+from tests.benchmarks import augmentation, evaluation, gan, growth, input_pipeline, networks, process, sweep, training
 from tests.benchmarks.table import Row, Setting
 
 PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "startup": process.startup_rows,
     "memory": process.memory_rows,
     "input": input_pipeline.input_rows,
+    "augmentation": augmentation.augmentation_rows,
     "step": training.tiny_step_rows,
     "training": training.epoch_rows,
     "gan": gan.gan_rows,
