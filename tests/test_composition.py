@@ -40,6 +40,8 @@ def test_a_group_is_switched_off_in_three_ways(group: str, off: str) -> None:
 def test_null_stays_the_value_of_what_is_no_group() -> None:
     words = ["seed=null", "data.limit=null", "-m", "logger.csv=null", "experiment=null", "logger=none"]
     assert [cli.switched_off(word) for word in words] == [*words[:4], "experiment=[]", "logger=none"]
+    for off in ("null", "[]"):  # a data set has a crop and a flip of its own
+        assert cli.switched_off(f"data/augment={off}") == "data/augment=none"
 
 
 def test_several_files_of_a_group_go_together() -> None:

@@ -9,6 +9,7 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from src.data.draw import Transform
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
@@ -54,6 +55,23 @@ def test_every_file_composes_with_every_data_set(data: str, tmp_path: Path) -> N
 def test_every_data_set_has_a_root_and_channels_that_the_network_takes(data: str, tmp_path: Path) -> None:
     cfg = plain(f"data={data}", "data.root=elsewhere", "data.channels=1", folder=tmp_path)
     assert (cfg["data"]["root"], cfg["model"]["network"]["channels"]) == ("elsewhere", 1)
+
+
+def test_an_augmentation_follows_the_data_sets_own_and_leaves_the_rest_to_be_overridden(tmp_path: Path) -> None:
+    def composed_of(*overrides: str) -> dict[str, Any]:
+        return plain("data=cifar10", *overrides, folder=tmp_path)["data"]["augment"]
+
+    own = composed_of()
+    assert list(own) == ["crop", "flip"]
+    assert composed_of("data/augment=none") == {"crop": None, "flip": None}
+    for name in set(names("data/augment")) - {"none", "basic"}:
+        given = composed_of(f"data/augment={name}")
+        assert list(given.items())[:2] == list(own.items())
+        assert isinstance(instantiate(given[name]), Transform)
+    more = composed_of(
+        "experiment=cifar10", "data/augment=rand", "data.augment.flip=null", "data.augment.rand.magnitude=5"
+    )
+    assert (more["flip"], more["rand"]["magnitude"], list(more)) == (None, 5, ["crop", "flip", "rand", "cutout"])
 
 
 @pytest.mark.parametrize("name", names("experiment"))

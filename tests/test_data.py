@@ -9,11 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 
-from src.data.augment import AlternatingFlip, Cutout, MixUp, RandomCrop
+from src.data.augment import AlternatingFlip, Cutout, RandomCrop
 from src.data.base import ImageDataModule
 from src.data.digits import Digits
 from src.data.draw import Draw
 from src.data.memory import MemoryDataModule, fold_of, stratified
+from src.data.mixing import MixUp
 from src.data.samplers import WINDOW, TrainSampler, by_chunks
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:.*not resumable.*")

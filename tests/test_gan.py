@@ -292,7 +292,7 @@ MISTAKES = {
     "model.decay=1": "less than 1",
     "data.image_size=20": "multiple of 8",
     "model.optimizer=${optimizer}": "model.optimizer.generator",
-    "+data.augment.mixup._target_=src.data.augment.MixUp": "MixUp",
+    "+data.augment.mixup._target_=src.data.mixing.MixUp": "MixUp",
 }
 
 

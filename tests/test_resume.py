@@ -26,6 +26,7 @@ ARGUMENTS = [
     *NETWORK,
     *DATA,
     *SILENT,
+    "data/augment=trivial",
     "trainer=cpu",
     "trainer.precision=32-true",
     "trainer.max_epochs=5",

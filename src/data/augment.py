@@ -3,17 +3,14 @@
 What a transform gets and gives is said in `src.data.draw`.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.data.draw import Draw, Transform
+from src.data.draw import Batch, Draw, Range, Transform
 
-Batch = tuple[Tensor, Tensor]
-Range = Sequence[float]  # lowest and highest
+DENSE = 600_000  # multiplications a channel, up to which matrix products beat image by image on a CPU
 
 
 def crop_each(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
@@ -102,35 +99,60 @@ def _coin(index: Tensor, seed: int) -> Tensor:
     return (x ^ (x >> 31)) & 1
 
 
-class RandomResizedCrop(Transform):
-    """Cut a random box and resize it to `size` x `size` (Szegedy et al. 2015, section 6), bilinear, antialiased.
+class RandomBox(Transform):
+    """Draws one box per image: area uniform in `scale` (share of the image), aspect ratio log-uniform in `ratio`.
 
-    One box per image: area uniform in `scale` (share of the image), aspect ratio log-uniform in `ratio`, clipped to
-    the image (torchvision draws again, up to ten times, instead). A resize is linear along each axis, so the whole
-    batch is two batched matrix products, with torchvision's weights.
+    Boxes are clipped to the image (torchvision draws again, up to ten times, instead).
     """
 
-    def __init__(self, size: int, scale: Range = (0.08, 1.0), ratio: Range = (3 / 4, 4 / 3)) -> None:
+    def __init__(self, scale: Range, ratio: Range) -> None:
         super().__init__()
-        self.size, self.scale, self.ratio = size, scale, ratio
+        self.scale, self.ratio = scale, ratio
 
-    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        height, width = images.shape[-2:]
-        box_height, box_width = self.boxes(draw, height, width)
-        top = (draw.uniform() * (height - box_height + 1)).floor()
-        left = (draw.uniform() * (width - box_width + 1)).floor()
-        rows = self._weights(top, box_height, height).unsqueeze(1)  # (B, 1, size, H)
-        columns = self._weights(left, box_width, width).transpose(1, 2)  # (B, W, size)
-        narrow = images.float().flatten(1, 2) @ columns  # (B, C H, size): one product for all channels
-        out = rows @ narrow.unflatten(1, images.shape[1:3])  # (B, C, size, size)
-        return out if images.is_floating_point() else out.round_().clamp_(0, 255).to(images.dtype), labels
-
-    def boxes(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Whole heights and widths (B,) in pixels."""
+    def boxes(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Whole pixels, float (B,): top, left, height, width."""
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draw.uniform())
         low, high = np.log(self.ratio[0]), np.log(self.ratio[1])
         ratio = (low + (high - low) * draw.uniform()).exp()
-        return (area / ratio).sqrt().round().clamp(1, height), (area * ratio).sqrt().round().clamp(1, width)
+        box_height = (area / ratio).sqrt().round().clamp(1, height)
+        box_width = (area * ratio).sqrt().round().clamp(1, width)
+        top = (draw.uniform() * (height - box_height + 1)).floor()
+        left = (draw.uniform() * (width - box_width + 1)).floor()
+        return top, left, box_height, box_width
+
+
+class RandomResizedCrop(RandomBox):
+    """Cut a random box and resize it to `size` x `size` (Szegedy et al. 2015, section 6), bilinear, antialiased.
+
+    A resize is linear along each axis, so the whole batch is two batched matrix products, with torchvision's weights.
+    They take O(size x height) for each output row: on a CPU, large images are resized one by one instead, which gives
+    the same to within a level.
+    """
+
+    def __init__(self, size: int, scale: Range = (0.08, 1.0), ratio: Range = (3 / 4, 4 / 3)) -> None:
+        super().__init__(scale, ratio)
+        self.size = size
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        height, width = images.shape[-2:]
+        boxes = self.boxes(draw, height, width)
+        one_by_one = images.device.type == "cpu" and self.size * height * (width + self.size) > DENSE
+        return (self._each if one_by_one else self._all)(images, *boxes), labels
+
+    def _each(self, images: Tensor, *boxes: Tensor) -> Tensor:
+        out = images.new_empty(*images.shape[:2], self.size, self.size)
+        for source, target, box in zip(images, out, torch.stack(boxes, 1).long().tolist(), strict=True):
+            top, left, height, width = box
+            cut = source[None, :, top : top + height, left : left + width]
+            target.copy_(F.interpolate(cut, target.shape[1:], mode="bilinear", antialias=True)[0])
+        return out
+
+    def _all(self, images: Tensor, top: Tensor, left: Tensor, box_height: Tensor, box_width: Tensor) -> Tensor:
+        rows = self._weights(top, box_height, images.shape[2]).unsqueeze(1)  # (B, 1, size, H)
+        columns = self._weights(left, box_width, images.shape[3]).transpose(1, 2)  # (B, W, size)
+        narrow = images.float().flatten(1, 2) @ columns  # (B, C H, size): one product for all channels
+        out = rows @ narrow.unflatten(1, images.shape[1:3])  # (B, C, size, size)
+        return out if images.is_floating_point() else out.round_().clamp_(0, 255).to(images.dtype)
 
     def _weights(self, start: Tensor, extent: Tensor, length: int) -> Tensor:
         """Share of input pixel j in output pixel i, (B, size, length): a triangle as wide as the shrinking."""
@@ -158,101 +180,27 @@ class Cutout(Transform):
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
         top, left = draw.integers(height) - self.size // 2, draw.integers(width) - self.size // 2
-        hole = _inside(top, top + self.size, left, left + self.size, height, width)
+        hole = inside(top, top + self.size, left, left + self.size, height, width)
         return images.masked_fill(hole, 0.0), labels
 
 
-class _Mix(Transform):
-    """Mixes each image and its label with another of the batch; a subclass says how, in `mix`.
-
-    The partner is half a batch away, which is as random as the shuffled batch itself and stays on the same rank: at
-    an even batch size two processes mix what one would. Labels become float (B, K).
-
-    Args:
-        alpha: of the weight, Beta(alpha, alpha).
-        p: chance of an image to be mixed at all.
-        until: the first epoch, counted from 0, that mixes nothing any more; None mixes to the end.
-    """
+class RandomErasing(RandomBox):
+    """Set a random box to zero, that is to the mean, with probability `p` (Zhong et al. 2020, algorithm 1)."""
 
     after_normalize = True
 
-    def __init__(self, alpha: float = 1.0, p: float = 1.0, until: int | None = None) -> None:
-        super().__init__()
-        if alpha <= 0:
-            raise ValueError(f"{type(self).__name__}: alpha={alpha} must be above 0.")
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: p={p} is a chance, from 0 to 1.")
-        self.alpha, self.p, self.until = alpha, p, until
+    def __init__(self, p: float = 0.5, scale: Range = (0.02, 0.33), ratio: Range = (0.3, 3.3)) -> None:
+        super().__init__(scale, ratio)
+        self.p = p
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        if self.until is not None and draw.epoch >= self.until:
-            return images, labels
-        if not labels.is_floating_point():
-            labels = F.one_hot(labels, draw.num_classes).float()
-        half = len(images) // 2
-        mixed, weight = self.mix(images, images.roll(half, 0), draw)
-        if self.p < 1:
-            left = draw.uniform() >= self.p
-            mixed, weight = torch.where(left.view(-1, 1, 1, 1), images, mixed), weight.masked_fill(left, 1)
-        return mixed, torch.lerp(labels.roll(half, 0), labels, weight.view(-1, 1))
-
-    def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
-        """The mixed images, and the weight (B,) of each own label."""
-        raise NotImplementedError
-
-
-class MixUp(_Mix):
-    """Blend each image with another (Zhang et al. 2018, equation 1), by a weight of its own: Beta(alpha, alpha)."""
-
-    def __init__(self, alpha: float = 0.2, p: float = 1.0, until: int | None = None) -> None:
-        super().__init__(alpha, p, until)
-
-    def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
-        weight = draw.beta(self.alpha)
-        return torch.lerp(partners, images, weight.view(-1, 1, 1, 1)), weight
-
-
-class CutMix(_Mix):
-    """Paste a box of another image and mix the labels by area (Yun et al. 2019, section 3.1, equations 1 and 2).
-
-    One box per image, its area Beta(alpha, alpha).
-    """
-
-    def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
-        side = (1 - draw.beta(self.alpha)).sqrt()
-        half_height, half_width = (side * height / 2).long(), (side * width / 2).long()
-        row, column = draw.integers(height), draw.integers(width)
-        box = _inside(row - half_height, row + half_height, column - half_width, column + half_width, height, width)
-        kept = 1 - box.sum((1, 2, 3)) / (height * width)  # after clipping at the border
-        return torch.where(box, partners, images), kept
+        top, left, box_height, box_width = self.boxes(draw, height, width)
+        hole = inside(top, top + box_height, left, left + box_width, height, width)
+        return images.masked_fill(hole & (draw.uniform() < self.p).view(-1, 1, 1, 1), 0.0), labels
 
 
-class MixUpOrCutMix(_Mix):
-    """CutMix with the chance `switch`, else MixUp, chosen for each image.
-
-    Args:
-        switch: chance of CutMix.
-        mixup, cutmix: the `alpha` of each.
-        p, until: of both, see `_Mix`.
-    """
-
-    def __init__(
-        self, switch: float = 0.5, mixup: float = 0.2, cutmix: float = 1.0, p: float = 1.0, until: int | None = None
-    ) -> None:
-        super().__init__(p=p, until=until)
-        if not 0 <= switch <= 1:
-            raise ValueError(f"MixUpOrCutMix: switch={switch} is a chance, from 0 to 1.")
-        self.switch, self.mixup, self.cutmix = switch, MixUp(mixup), CutMix(cutmix)
-
-    def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:
-        blended, weight = self.mixup.mix(images, partners, draw)
-        pasted, kept = self.cutmix.mix(images, partners, draw)
-        cut = draw.uniform() < self.switch
-        return torch.where(cut.view(-1, 1, 1, 1), pasted, blended), torch.where(cut, kept, weight)
-
-
-def _inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+def inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
     """Whether a pixel is in its image's box, (B, 1, H, W); `bottom` and `right` are the first ones outside."""
     rows = torch.arange(height, device=top.device)[None, :]
     columns = torch.arange(width, device=top.device)[None, :]
@@ -274,11 +222,13 @@ class PerImage(Transform):
         self.transform, self.after_normalize = transform, after_normalize
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        seeds = draw.integers(2**31).tolist()
+        devices = [images.device.index] if images.is_cuda else []
+        # v2 transforms draw from torch's global generators; torch.manual_seed takes a hundred times as long
+        generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
         out = []
-        # v2 transforms draw from torch's global generator
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            for image, seed in zip(images, seeds, strict=True):
-                torch.manual_seed(seed)
+        with torch.random.fork_rng(devices):
+            for image, seed in zip(images, draw.integers(2**31).tolist(), strict=True):
+                for generator in generators:
+                    generator.manual_seed(seed)
                 out.append(self.transform(image))
         return torch.stack(out), labels

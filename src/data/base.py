@@ -100,7 +100,13 @@ class ImageDataModule(LightningDataModule):
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
         self.folds, self.fold = folds, fold
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
-        steps = [t if isinstance(t, Transform) else PerImage(t) for t in (augment or {}).values() if t is not None]
+        if isinstance(augment, str):
+            raise ValueError(f"data.augment={augment}: its files are chosen with a slash, data/augment={augment}.")
+        given = {name: each for name, each in (augment or {}).items() if each is not None}
+        for name, each in given.items():
+            if not callable(each):
+                raise ValueError(f"data.augment.{name}={each} is no transform: it needs a _target_, or null.")
+        steps = [t if isinstance(t, Transform) else PerImage(t) for t in given.values()]
         self.before_normalize = [t for t in steps if not t.after_normalize]
         self.after_normalize = [t for t in steps if t.after_normalize]
         self.needs_index = any(t.needs_index for t in steps)

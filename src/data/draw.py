@@ -5,11 +5,16 @@ uint8 or float in 0..255; `labels` is int64 (B,) or, once mixed or multi-label, 
 `after_normalize = True` get the normalised float images instead. `draw` is the batch's only source of chance.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]  # images, labels
+Range = Sequence[float]  # lowest and highest
 
 
 def hashed_generator(*numbers: int) -> torch.Generator:
@@ -61,6 +66,12 @@ class Draw:
     def integers(self, high: int, *shape: int) -> Tensor:
         """Integers 0 .. high-1, (B, *shape)."""
         return self._mine(torch.randint(high, (self.size * self.world, *shape), generator=self.generator))
+
+    def on_cpu(self) -> "Draw":
+        """This draw with its numbers left on the CPU, where a choice made by them waits for no GPU."""
+        here = copy(self)
+        here.device = "cpu"
+        return here
 
     def beta(self, alpha: float) -> Tensor:
         """Beta(alpha, alpha), (B,)."""

@@ -19,7 +19,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import evaluation, gan, growth, input_pipeline, networks, process, streaming, sweep, training
+from tests.benchmarks import (
+    augmentation,
+    evaluation,
+    gan,
+    growth,
+    input_pipeline,
+    networks,
+    process,
+    streaming,
+    sweep,
+    training,
+)
 from tests.benchmarks.table import Row, Setting
 
 PARTS: dict[str, Callable[[Setting], list[Row]]] = {
@@ -28,6 +39,7 @@ PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "input": input_pipeline.input_rows,
     "streaming": streaming.streaming_rows,
     "files": streaming.start_rows,
+    "augmentation": augmentation.augmentation_rows,
     "step": training.tiny_step_rows,
     "training": training.epoch_rows,
     "gan": gan.gan_rows,

@@ -1,0 +1,203 @@
+"""Batched transforms that give each image operations of its own, with magnitudes of its own.
+
+They draw and do what torchvision's transforms of the same names do, on uint8 images (B, C, H, W).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.v2 import functional as TF
+
+from src.data.colour import brightness, contrast, hue, posterize, saturation, sharpness, solarize
+from src.data.draw import Batch, Draw, Transform
+from src.data.geometry import affine
+
+# Each takes images (n, C, H, W), a magnitude for each (n,), and how a geometric one interpolates.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
+    "Identity": lambda images, m, how: images,
+    # shears keep the upper or the left edge, as those of the papers' code
+    "ShearX": lambda images, m, how: affine(images, shear_x=m, right=-m * images.shape[2] / 2, interpolation=how),
+    "ShearY": lambda images, m, how: affine(images, shear_y=m, down=-m * images.shape[3] / 2, interpolation=how),
+    "TranslateX": lambda images, m, how: affine(images, right=m.trunc(), interpolation=how),
+    "TranslateY": lambda images, m, how: affine(images, down=m.trunc(), interpolation=how),
+    "Rotate": lambda images, m, how: affine(images, angle=-m, interpolation=how),
+    "Brightness": lambda images, m, how: brightness(images, 1 + m),
+    "Color": lambda images, m, how: saturation(images, 1 + m),
+    "Contrast": lambda images, m, how: contrast(images, 1 + m),
+    "Sharpness": lambda images, m, how: sharpness(images, 1 + m),
+    "Posterize": lambda images, m, how: posterize(images, m),
+    "Solarize": lambda images, m, how: solarize(images, 255 * m),
+    "AutoContrast": lambda images, m, how: TF.autocontrast(images),
+    "Equalize": lambda images, m, how: TF.equalize(images),
+    "Invert": lambda images, m, how: TF.invert(images),
+    "Grayscale": lambda images, m, how: TF.rgb_to_grayscale(images, images.shape[1]),
+    "Hue": lambda images, m, how: hue(images, m),
+}
+NAMES = list(OPERATIONS)
+FREE = NAMES.index("Invert")  # the operations before it are those that the policies choose from freely
+
+
+def apply_chosen(images: Tensor, chosen: Tensor, magnitudes: Tensor, how: str = "nearest") -> Tensor:
+    """Each image after the operation chosen for it: one call for all images of an operation.
+
+    Args:
+        chosen, magnitudes: positions in `NAMES` (B,), and numbers (B,), both on the CPU: see `Draw.on_cpu`.
+    """
+    out = images.clone()
+    for number in chosen[chosen > 0].unique().tolist():  # 0 is Identity
+        mine = (chosen == number).nonzero().flatten()
+        place = mine.to(images.device)
+        given = images.index_select(0, place), magnitudes[mine].to(images.device)
+        out.index_copy_(0, place, OPERATIONS[NAMES[number]](*given, how))
+    return out
+
+
+def ends(shear: float, right: float, down: float, degrees: float, enhance: float, bits: tuple[int, int]) -> Tensor:
+    """The weakest and the strongest magnitude of each operation, (operations, 2), in the order of `NAMES`."""
+    moves = [(0, shear), (0, shear), (0, right), (0, down), (0, degrees)]
+    return torch.tensor([(0, 0), *moves, *[(0, enhance)] * 4, bits, (1, 0), *[(0, 0)] * (len(NAMES) - 12)])
+
+
+def usual_ends(images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    return ends(0.3, 150 / 331 * width, 150 / 331 * height, 30, 0.9, (8, 4))
+
+
+def operate(
+    images: Tensor, chosen: Tensor, strength: Tensor, limits: Tensor, here: Draw, how: str = "nearest"
+) -> Tensor:
+    """`apply_chosen` at a strength 0..1 (B,) between the limits; half of the magnitudes that may be negative are."""
+    magnitudes = torch.lerp(limits[chosen, 0], limits[chosen, 1], strength)
+    may_be = (chosen >= NAMES.index("ShearX")) & (chosen <= NAMES.index("Sharpness"))
+    negative = may_be & (here.integers(2) == 0)
+    return apply_chosen(images, chosen, torch.where(negative, -magnitudes, magnitudes), how)
+
+
+class RandomOperation(Transform):
+    """One of `OPERATIONS` with probability `p`.
+
+    Args:
+        magnitude: of Brightness, Color, Contrast and Sharpness the change of the factor, which is 1 + magnitude; of
+            Posterize the bits kept; of Solarize the threshold, 0..1; of Hue a share of the circle; of Rotate degrees,
+            counterclockwise; of Translate pixels; of Shear pixels a pixel.
+    """
+
+    def __init__(self, operation: str, magnitude: float = 0.0, p: float = 0.5) -> None:
+        super().__init__()
+        if operation not in OPERATIONS:
+            raise ValueError(f"RandomOperation: {operation!r} is unknown; choose one of {', '.join(NAMES)}.")
+        self.number, self.magnitude, self.p = NAMES.index(operation), magnitude, p
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        chosen = torch.where(draw.on_cpu().uniform() < self.p, self.number, 0)
+        return apply_chosen(images, chosen, torch.full(chosen.shape, self.magnitude)), labels
+
+
+class ColorJitter(Transform):
+    """Changes brightness, contrast, saturation and hue, in an order of its own for each image.
+
+    Args:
+        brightness, contrast, saturation: the factor is uniform in 1 - x .. 1 + x, and not below 0.
+        hue: the turn is uniform in -x .. x, at most 0.5, half the circle.
+    """
+
+    def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> None:
+        super().__init__()
+        self.most = {"Brightness": brightness, "Contrast": contrast, "Color": saturation, "Hue": hue}
+        if min(self.most.values()) < 0 or hue > 0.5:
+            raise ValueError(f"ColorJitter: {self.most} must not be below 0, nor Hue above 0.5.")
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        here, most = draw.on_cpu(), {name: value for name, value in self.most.items() if value}
+        numbers, limits = torch.tensor([NAMES.index(name) for name in most]), torch.tensor(list(most.values()))
+        changes = (limits * (2 * here.uniform(len(most)) - 1)).clamp(min=-1)  # -1 is a factor of 0
+        for step in here.uniform(len(most)).argsort(1).T:
+            images = apply_chosen(images, numbers[step], changes.gather(1, step[:, None]).flatten())
+        return images, labels
+
+
+class TrivialAugmentWide(Transform):
+    """One operation at one of 31 strengths, up to very strong ones (Müller and Hutter 2021, section 3)."""
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        here, limits = draw.on_cpu(), ends(0.99, 32, 32, 135, 0.99, (8, 2))
+        return operate(images, here.integers(FREE), here.integers(31) / 30, limits, here), labels
+
+
+class RandAugment(Transform):
+    """`num_ops` operations one after another, all at one strength (Cubuk et al. 2020, section 3).
+
+    Args:
+        magnitude: the strength, 0 .. 30.
+    """
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
+        super().__init__()
+        if not 0 <= magnitude <= 30:
+            raise ValueError(f"RandAugment: magnitude={magnitude} must be from 0 to 30.")
+        self.num_ops, self.strength = num_ops, torch.tensor(magnitude / 30)
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        here, limits = draw.on_cpu(), usual_ends(images)
+        for _ in range(self.num_ops):
+            images = operate(images, here.integers(FREE), self.strength, limits, here)
+        return images, labels
+
+
+class AutoAugment(Transform):
+    """One of 25 pairs of operations, each with its probability and strength (Cubuk et al. 2019, tables 7 to 9).
+
+    Args:
+        policy: "imagenet", "cifar10" or "svhn": what the pairs were searched on.
+    """
+
+    def __init__(self, policy: str = "imagenet") -> None:
+        super().__init__()
+        known = [each.value for each in transforms.AutoAugmentPolicy]
+        if policy not in known:
+            raise ValueError(f"AutoAugment: policy={policy!r} is unknown; choose one of {', '.join(known)}.")
+        pairs = transforms.AutoAugment(transforms.AutoAugmentPolicy(policy)).policies
+        # of both steps of a pair: operation, probability, strength of 0 to 9
+        self.pairs = torch.tensor([[(NAMES.index(name), p, level or 0) for name, p, level in pair] for pair in pairs])
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        here, limits = draw.on_cpu(), usual_ends(images)
+        for chosen, probability, level in self.pairs[here.integers(len(self.pairs))].permute(1, 2, 0):
+            taken = torch.where(here.uniform() < probability, chosen.long(), 0)
+            images = operate(images, taken, level / 9, limits, here)
+        return images, labels
+
+
+class AugMix(Transform):
+    """Each image mixed with chains of one to three operations on it (Hendrycks et al. 2020, algorithm 1).
+
+    The mixing weights are uniform: Dirichlet(1) and Beta(1, 1). Geometric operations interpolate. The paper's second
+    loss, which compares several draws of one image, is not in here.
+
+    Args:
+        severity: how many of ten strengths there are to draw from, from none on.
+        mixture_width: how many chains.
+    """
+
+    def __init__(self, severity: int = 3, mixture_width: int = 3) -> None:
+        super().__init__()
+        if not 1 <= severity <= 10:
+            raise ValueError(f"AugMix: severity={severity} must be from 1 to 10.")
+        self.severity, self.mixture_width = severity, mixture_width
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        height, width = images.shape[-2:]
+        here, limits = draw.on_cpu(), ends(0.3, width / 3, height / 3, 30, 0.9, (4, 0))
+        mixed = here.uniform()[:, None]
+        shares = -(1 - here.uniform(self.mixture_width)).log()  # exponential: their proportions are Dirichlet(1)
+        weights = torch.cat([1 - mixed, mixed * shares / shares.sum(1, keepdim=True)], 1).to(images.device)
+        out = images * weights[:, 0].view(-1, 1, 1, 1)
+        for weight in weights.T[1:]:
+            chain, depth = images, 1 + here.integers(3)
+            for step in range(3):
+                chosen = torch.where(step < depth, 1 + here.integers(FREE - 1), 0)
+                chain = operate(chain, chosen, here.integers(self.severity) / 9, limits, here, "bilinear")
+            out += chain * weight.view(-1, 1, 1, 1)
+        return out.round_().to(images.dtype), labels
