@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from src.data.augment import PerImage, RandomResizedCrop
 from src.data.draw import Draw, Transform
-from src.data.preprocess import Preprocess
+from src.data.preprocess import Preprocess, measure_statistics, statistic
 from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
-
-STATISTICS: dict[str, dict[str, tuple[float, ...]]] = {  # of images in 0..1, per channel or of all
-    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "half": {"mean": (0.5,), "std": (0.5,)},
-}
 
 
 class ImageDataModule(LightningDataModule):
@@ -139,8 +133,8 @@ class ImageDataModule(LightningDataModule):
 
     def normalise_by(self, mean: str | Sequence[float] | None, std: str | Sequence[float] | None) -> None:
         """From `setup` on: use this mean and deviation, such as those of the images that weights were trained on."""
-        self.mean = _statistic("mean", mean, self.own_mean, self.channels)
-        self.std = _statistic("std", std, self.own_std, self.channels)
+        self.mean = statistic("mean", mean, self.own_mean, self.channels)
+        self.std = statistic("std", std, self.own_std, self.channels)
         self.preprocess = Preprocess(self.image_size, self.mean, self.std, self.resize)
 
     def setup(self, stage: str | None = None) -> None:
@@ -167,7 +161,7 @@ class ImageDataModule(LightningDataModule):
         if self.balance and self.multilabel:
             raise ValueError("data.balance=true needs images of one class each; these have labels (N, K).")
         if measures:
-            self.own_mean, self.own_std = statistics(self._sets["train"], self.channels, self.measured)
+            self.own_mean, self.own_std = measure_statistics(self._sets["train"], self.channels, self.measured)
         if not hasattr(self, "preprocess"):
             self.normalise_by(self._mean, self._std)
 
@@ -286,25 +280,3 @@ def _part(split: str) -> str:
     if split not in ("train", "val", "test"):
         raise ValueError(f"the split {split!r} is unknown; choose 'train', 'val' or 'test'.")
     return "test" if split == "test" else "train"
-
-
-def _statistic(
-    name: str, given: str | Sequence[float] | None, own: Sequence[float] | None, channels: int
-) -> list[float]:
-    values = STATISTICS.get(given, {}).get(name) if isinstance(given, str) else own if given is None else given
-    if values is None or len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
-        numbers = ("three numbers" if channels == 3 else "one number") + " above 0" * (name == "std")
-        raise ValueError(f"data.{name}={given!r}: choose {numbers}, {', '.join(STATISTICS)}, or null (its own).")
-    return [float(x) for x in values] * (channels // len(values))
-
-
-def statistics(data: Any, channels: int = 3, most: int = 10_000) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of images in 0..1, from at most `most` evenly spaced images of a data set."""
-    counts = torch.zeros(channels, 256, dtype=torch.float64)
-    for chosen in torch.arange(0, len(data), math.ceil(len(data) / most)).split(256):
-        for channel, values in enumerate(data.__getitems__(chosen.tolist())[0].cpu().transpose(0, 1)):
-            counts[channel] += torch.bincount(values.flatten(), minlength=256)
-    level, share = torch.arange(256) / 255.0, counts / counts.sum(1, keepdim=True)
-    mean = share @ level.double()
-    variance = share @ level.double().square() - mean.square()
-    return mean.tolist(), variance.clamp(min=1 / 255**2).sqrt().tolist()  # a channel may never vary

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.base import STATISTICS
 from src.data.cache import DecodedCache
 from src.data.listing import SPLITS, Files, Listing, open_listing
 from src.data.memory import ImageSet
+from src.data.preprocess import STATISTICS
 from src.data.streaming import StreamingDataModule
 
 log = logging.getLogger(__name__)

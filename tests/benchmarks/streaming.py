@@ -20,8 +20,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from src.data.augment import RandomHorizontalFlip, RandomResizedCrop
-from src.data.base import STATISTICS
 from src.data.folder import ImageFolder
+from src.data.preprocess import STATISTICS
 from tests.benchmarks.input_pipeline import CONVERT, Batches, images_per_s, ours
 from tests.benchmarks.process import FIRST_STEP
 from tests.benchmarks.table import Row, Setting
