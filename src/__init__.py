@@ -4,4 +4,4 @@ import os
 
 # They spin for milliseconds by default, which takes the processor from whatever else trains on the machine.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -75,7 +75,7 @@ def test_opening_the_runs_and_starting_any_command_loads_nothing_heavy() -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_threads_wait_as_the_user_says_and_otherwise_without_spinning_long(
     given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
