@@ -30,5 +30,6 @@ def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_p
     one, two = (results[name]["metrics"] for name in ("one", "two"))
     for name in one:
         if name != "train/images_per_s":
-            assert two[name] == pytest.approx(one[name], abs=2e-5), name
+            # of one image, the two best classes may be equal but for the order of a sum
+            assert two[name] == pytest.approx(one[name], abs=2e-5 if name.endswith("loss") else 1.01 / 137), name
     assert results["two"]["device"].startswith("2 x ")
