@@ -22,7 +22,7 @@ def affine(
     scale: Parameter = 1.0,
     shear_x: Parameter = 0.0,
     shear_y: Parameter = 0.0,
-    interpolation: str = "nearest",
+    mode: str = "nearest",
 ) -> Tensor:
     """Each image sheared, enlarged, turned around its centre and moved.
 
@@ -30,23 +30,25 @@ def affine(
         angle: degrees, clockwise.
         right, down: pixels.
         shear_x, shear_y: tangents of the angles: pixels a pixel.
-        interpolation: "nearest" or "bilinear".
+        mode: "nearest" or "bilinear".
     """
     given = (angle, right, down, scale, shear_x, shear_y)
     turn, right, down, scale, shear_x, shear_y = (
         torch.as_tensor(each, dtype=torch.float32, device=images.device).expand(len(images)) for each in given
     )
-    height, width = images.shape[-2:]
     sin, cos = turn.deg2rad().sin(), turn.deg2rad().cos()
     a, c = cos + sin * shear_y, sin - cos * shear_y
     b, d = -a * shear_x - sin, cos - c * shear_x
     # from a place in the result to one in the image, both from the centre
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / scale.view(-1, 1, 1)
     moved = -inverse @ torch.stack([right, down], 1).unsqueeze(2)
-    # torch counts from -1 to 1 along each side
-    units = torch.tensor([[1, height / width, 2 / width], [width / height, 1, 2 / height]], device=images.device)
-    grid = F.affine_grid(torch.cat([inverse, moved], 2) * units, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, interpolation, align_corners=False).round_().to(images.dtype)
+    height, width = images.shape[-2:]
+    half = torch.tensor([[width / 2], [height / 2]], device=images.device)  # torch counts from -1 to 1
+    of_x, of_y, offset = (torch.cat([inverse, moved], 2) / half).view(-1, 2, 3, 1, 1).unbind(2)
+    x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
+    grid = of_x * x + (of_y * y[:, None] + offset)  # (B, 2, H, W)
+    out = F.grid_sample(images.float(), grid.permute(0, 2, 3, 1), mode, align_corners=False)
+    return out.round_().to(images.dtype)
 
 
 class RandomAffine(Transform):
@@ -83,7 +85,7 @@ class RandomAffine(Transform):
             down=(down * self.translate[1] * height).round(),
             scale=self.scale[0] + (self.scale[1] - self.scale[0]) * draw.uniform(),
             shear_x=(shear * self.shear).deg2rad().tan(),
-            interpolation=self.interpolation,
+            mode=self.interpolation,
         )
         return out, labels
 

@@ -4,6 +4,7 @@ They draw and do what torchvision's transforms of the same names do, on uint8 im
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,65 +15,82 @@ from src.data.colour import brightness, contrast, hue, posterize, saturation, sh
 from src.data.draw import Batch, Draw, Transform
 from src.data.geometry import affine
 
-# Each takes images (n, C, H, W), a magnitude for each (n,), and how a geometric one interpolates.
-OPERATIONS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
-    "Identity": lambda images, m, how: images,
-    # shears keep the upper or the left edge, as those of the papers' code
-    "ShearX": lambda images, m, how: affine(images, shear_x=m, right=-m * images.shape[2] / 2, interpolation=how),
-    "ShearY": lambda images, m, how: affine(images, shear_y=m, down=-m * images.shape[3] / 2, interpolation=how),
-    "TranslateX": lambda images, m, how: affine(images, right=m.trunc(), interpolation=how),
-    "TranslateY": lambda images, m, how: affine(images, down=m.trunc(), interpolation=how),
-    "Rotate": lambda images, m, how: affine(images, angle=-m, interpolation=how),
-    "Brightness": lambda images, m, how: brightness(images, 1 + m),
-    "Color": lambda images, m, how: saturation(images, 1 + m),
-    "Contrast": lambda images, m, how: contrast(images, 1 + m),
-    "Sharpness": lambda images, m, how: sharpness(images, 1 + m),
-    "Posterize": lambda images, m, how: posterize(images, m),
-    "Solarize": lambda images, m, how: solarize(images, 255 * m),
-    "AutoContrast": lambda images, m, how: TF.autocontrast(images),
-    "Equalize": lambda images, m, how: TF.equalize(images),
-    "Invert": lambda images, m, how: TF.invert(images),
-    "Grayscale": lambda images, m, how: TF.rgb_to_grayscale(images, images.shape[1]),
-    "Hue": lambda images, m, how: hue(images, m),
+# Each takes images (n, C, H, W) and a magnitude for each (n,).
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Brightness": lambda images, m: brightness(images, 1 + m),
+    "Color": lambda images, m: saturation(images, 1 + m),
+    "Contrast": lambda images, m: contrast(images, 1 + m),
+    "Sharpness": lambda images, m: sharpness(images, 1 + m),
+    "Posterize": posterize,
+    "Solarize": lambda images, m: solarize(images, 255 * m),
+    "AutoContrast": lambda images, m: TF.autocontrast(images),
+    "Equalize": lambda images, m: TF.equalize(images),
+    "Invert": lambda images, m: TF.invert(images),
+    "Grayscale": lambda images, m: TF.rgb_to_grayscale(images, images.shape[1]),
+    "Hue": hue,
 }
-NAMES = list(OPERATIONS)
+Pair = tuple[float, float]
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+NAMES = ("Identity", *MOVES, *OPERATIONS)
 FREE = NAMES.index("Invert")  # the operations before it are those that the policies choose from freely
 
 
-def apply_chosen(images: Tensor, chosen: Tensor, magnitudes: Tensor, how: str = "nearest") -> Tensor:
+def move(images: Tensor, chosen: Tensor, m: Tensor, mode: str) -> Tensor:
+    """Those of `MOVES`, by their positions in `NAMES` (n,) and a magnitude for each."""
+    height, width = images.shape[-2:]
+    shear_x, shear_y, right, down, angle = (m * (chosen == NAMES.index(name)) for name in MOVES)
+    # a shear keeps the upper or the left edge where it is, as in the papers' code
+    right, down = right.trunc() - shear_x * height / 2, down.trunc() - shear_y * width / 2
+    return affine(images, angle=-angle, right=right, down=down, shear_x=shear_x, shear_y=shear_y, mode=mode)
+
+
+def apply_chosen(images: Tensor, chosen: Tensor, magnitudes: Tensor, mode: str = "nearest") -> Tensor:
     """Each image after the operation chosen for it: one call for all images of an operation.
 
     Args:
         chosen, magnitudes: positions in `NAMES` (B,), and numbers (B,), both on the CPU: see `Draw.on_cpu`.
+        mode: how `MOVES` interpolate.
     """
-    out = images.clone()
-    for number in chosen[chosen > 0].unique().tolist():  # 0 is Identity
-        mine = (chosen == number).nonzero().flatten()
-        place = mine.to(images.device)
-        given = images.index_select(0, place), magnitudes[mine].to(images.device)
-        out.index_copy_(0, place, OPERATIONS[NAMES[number]](*given, how))
-    return out
+    order = chosen.argsort(stable=True)
+    unmoved, *counts = chosen.bincount(minlength=len(NAMES)).tolist()
+    sizes = [unmoved, sum(counts[: len(MOVES)]), *counts[len(MOVES) :]]
+    kept, moved, *parts = images.index_select(0, order.to(images.device)).split(sizes)
+    _, distance, *strengths = magnitudes[order].to(images.device).split(sizes)
+    if len(moved):
+        moved = move(moved, chosen[order].split(sizes)[1].to(images.device), distance, mode)
+    for i, operation in enumerate(OPERATIONS.values()):
+        parts[i] = operation(parts[i], strengths[i]) if len(parts[i]) else parts[i]
+    return torch.cat([kept, moved, *parts]).index_select(0, order.argsort().to(images.device))
 
 
-def ends(shear: float, right: float, down: float, degrees: float, enhance: float, bits: tuple[int, int]) -> Tensor:
-    """The weakest and the strongest magnitude of each operation, (operations, 2), in the order of `NAMES`."""
-    moves = [(0, shear), (0, shear), (0, right), (0, down), (0, degrees)]
-    return torch.tensor([(0, 0), *moves, *[(0, enhance)] * 4, bits, (1, 0), *[(0, 0)] * (len(NAMES) - 12)])
+@cache
+def levels(bins: int, shear: float, right: float, down: float, turn: float, enhance: float, bits: Pair) -> Tensor:
+    """The magnitudes of each operation from weakest to strongest, (operations, bins), in the order of `NAMES`."""
+    ends: list[Pair] = [
+        (0, 0),
+        (0, shear),
+        (0, shear),
+        (0, right),
+        (0, down),
+        (0, turn),
+        *[(0, enhance)] * 4,
+        bits,
+        (1, 0),
+    ]
+    ends += [(0, 0)] * (len(NAMES) - len(ends))
+    return torch.stack([torch.linspace(first, last, bins) for first, last in ends])
 
 
-def usual_ends(images: Tensor) -> Tensor:
+def usual_levels(images: Tensor, bins: int) -> Tensor:
     height, width = images.shape[-2:]
-    return ends(0.3, 150 / 331 * width, 150 / 331 * height, 30, 0.9, (8, 4))
+    return levels(bins, 0.3, 150 / 331 * width, 150 / 331 * height, 30, 0.9, (8, 4))
 
 
-def operate(
-    images: Tensor, chosen: Tensor, strength: Tensor, limits: Tensor, here: Draw, how: str = "nearest"
-) -> Tensor:
-    """`apply_chosen` at a strength 0..1 (B,) between the limits; half of the magnitudes that may be negative are."""
-    magnitudes = torch.lerp(limits[chosen, 0], limits[chosen, 1], strength)
-    may_be = (chosen >= NAMES.index("ShearX")) & (chosen <= NAMES.index("Sharpness"))
+def operate(images: Tensor, chosen: Tensor, magnitudes: Tensor, here: Draw, mode: str = "nearest") -> Tensor:
+    """`apply_chosen`, with half of the magnitudes that may be negative made so."""
+    may_be = (chosen > 0) & (chosen <= NAMES.index("Sharpness"))
     negative = may_be & (here.integers(2) == 0)
-    return apply_chosen(images, chosen, torch.where(negative, -magnitudes, magnitudes), how)
+    return apply_chosen(images, chosen, torch.where(negative, -magnitudes, magnitudes), mode)
 
 
 class RandomOperation(Transform):
@@ -86,7 +104,7 @@ class RandomOperation(Transform):
 
     def __init__(self, operation: str, magnitude: float = 0.0, p: float = 0.5) -> None:
         super().__init__()
-        if operation not in OPERATIONS:
+        if operation not in NAMES:
             raise ValueError(f"RandomOperation: {operation!r} is unknown; choose one of {', '.join(NAMES)}.")
         self.number, self.magnitude, self.p = NAMES.index(operation), magnitude, p
 
@@ -122,8 +140,10 @@ class TrivialAugmentWide(Transform):
     """One operation at one of 31 strengths, up to very strong ones (Müller and Hutter 2021, section 3)."""
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        here, limits = draw.on_cpu(), ends(0.99, 32, 32, 135, 0.99, (8, 2))
-        return operate(images, here.integers(FREE), here.integers(31) / 30, limits, here), labels
+        here = draw.on_cpu()
+        chosen = here.integers(FREE)
+        magnitudes = levels(31, 0.99, 32, 32, 135, 0.99, (8, 2))[chosen, here.integers(31)]
+        return operate(images, chosen, magnitudes, here), labels
 
 
 class RandAugment(Transform):
@@ -137,12 +157,13 @@ class RandAugment(Transform):
         super().__init__()
         if not 0 <= magnitude <= 30:
             raise ValueError(f"RandAugment: magnitude={magnitude} must be from 0 to 30.")
-        self.num_ops, self.strength = num_ops, torch.tensor(magnitude / 30)
+        self.num_ops, self.magnitude = num_ops, magnitude
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        here, limits = draw.on_cpu(), usual_ends(images)
+        here, magnitudes = draw.on_cpu(), usual_levels(images, 31)[:, self.magnitude]
         for _ in range(self.num_ops):
-            images = operate(images, here.integers(FREE), self.strength, limits, here)
+            chosen = here.integers(FREE)
+            images = operate(images, chosen, magnitudes[chosen], here)
         return images, labels
 
 
@@ -163,10 +184,10 @@ class AutoAugment(Transform):
         self.pairs = torch.tensor([[(NAMES.index(name), p, level or 0) for name, p, level in pair] for pair in pairs])
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
-        here, limits = draw.on_cpu(), usual_ends(images)
+        here, magnitudes = draw.on_cpu(), usual_levels(images, 10)
         for chosen, probability, level in self.pairs[here.integers(len(self.pairs))].permute(1, 2, 0):
             taken = torch.where(here.uniform() < probability, chosen.long(), 0)
-            images = operate(images, taken, level / 9, limits, here)
+            images = operate(images, taken, magnitudes[taken, level.long()], here)
         return images, labels
 
 
@@ -189,7 +210,7 @@ class AugMix(Transform):
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
-        here, limits = draw.on_cpu(), ends(0.3, width / 3, height / 3, 30, 0.9, (4, 0))
+        here, magnitudes = draw.on_cpu(), levels(10, 0.3, width / 3, height / 3, 30, 0.9, (4, 0))
         mixed = here.uniform()[:, None]
         shares = -(1 - here.uniform(self.mixture_width)).log()  # exponential: their proportions are Dirichlet(1)
         weights = torch.cat([1 - mixed, mixed * shares / shares.sum(1, keepdim=True)], 1).to(images.device)
@@ -198,6 +219,7 @@ class AugMix(Transform):
             chain, depth = images, 1 + here.integers(3)
             for step in range(3):
                 chosen = torch.where(step < depth, 1 + here.integers(FREE - 1), 0)
-                chain = operate(chain, chosen, here.integers(self.severity) / 9, limits, here, "bilinear")
+                strength = magnitudes[chosen, here.integers(self.severity)]
+                chain = operate(chain, chosen, strength, here, "bilinear")
             out += chain * weight.view(-1, 1, 1, 1)
         return out.round_().to(images.dtype), labels
