@@ -123,7 +123,7 @@ def start(root: Path, logs: str) -> tuple[float, float]:
         if line.strip() == FIRST_STEP:
             break
     seconds = time.perf_counter() - begin
-    process.stdout.close()
+    process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     return seconds, usage.ru_maxrss * 1024
