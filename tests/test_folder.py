@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 from src.data import cache as cache_module
@@ -301,6 +302,23 @@ def test_another_size_has_a_cache_of_its_own(root):
     for side, options in ((8, {}), (12, {"resize": 12}), (16, {"image_size": 16})):
         assert ready(root, **options).examples("train", 1)[0].shape[-1] == side
     assert len(cached(root)) == 3
+
+
+def test_a_device_gets_the_images_that_a_run_uses_and_no_more(root):
+    expected = ready(root).examples("train", 30)[0]
+    ready(root, limit=12)
+    data = ImageFolder(
+        root=str(root),
+        cache_dir=str(root.parent / "cache"),
+        num_classes=None,
+        image_size=8,
+        batch_size=4,
+        store="device",
+    )
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data.prepare_data()
+    data.setup("fit")
+    assert torch.equal(data._sets["train"].images, expected)
 
 
 # The listing
