@@ -49,9 +49,9 @@ class ImageFolder(StreamingDataModule):
 
     def fetch(self) -> None:
         """List the images, and decode those to be held in memory that the cache lacks."""
-        assert self.listing
-        for part in ("train", "test") if not self.streams and not self._sets else ():
-            self.load_sets(part)
+        if self.listing and not self.streams and not self._sets:
+            for part in ("train", "test"):
+                self.load_sets(part)
 
     def load_train(self) -> tuple[Files, Tensor]:
         return self._load("train")

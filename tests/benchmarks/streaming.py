@@ -113,7 +113,7 @@ def start(root: Path, logs: str) -> tuple[float, float]:
     """Seconds from the command to the end of its first training step, and its peak memory in bytes."""
     command = [
         *(sys.executable, "-m", "src.train", "data=folder", f"data.root={root}", "test=false", "trainer=cpu"),
-        *("trainer.max_steps=1", "trainer.limit_val_batches=0", f"paths.log_dir={logs}"),
+        *("trainer.max_steps=1", "data.val_size=0", f"paths.log_dir={logs}"),
         "+callbacks.signal._target_=tests.benchmarks.process.FirstStep",
     ]
     begin = time.perf_counter()
@@ -123,7 +123,7 @@ def start(root: Path, logs: str) -> tuple[float, float]:
         if line.strip() == FIRST_STEP:
             break
     seconds = time.perf_counter() - begin
-    process.stdout.close()
+    process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     return seconds, usage.ru_maxrss * 1024
