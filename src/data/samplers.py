@@ -85,7 +85,7 @@ class TrainLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         data: Any = self.dataset
-        data.epoch, _ = self.sampler.start()  # type: ignore[attr-defined]
+        data.epoch = self.sampler.start()[0] if isinstance(self.sampler, TrainSampler) else 0  # trainer.overfit_batches
         yield from super().__iter__()  # the workers, which start here, have the epoch
 
     def state_dict(self) -> dict[str, Any]:
