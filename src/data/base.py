@@ -36,8 +36,6 @@ class ImageDataModule(LightningDataModule):
         channels: C: 3, or 1 for grey images.
         val_size: share (float) or number (int) of training images to validate on; 0 trains on all.
         split_seed: chooses the validation images, the folds and the images of `limit`.
-        folds, fold: split the training images into as many stratified parts, and validate on part `fold`, 0 to
-            `folds` - 1, instead of on `val_size` or on validation images of the data set's own.
         limit: use at most this many training (validation included) and test images, stratified.
         mean, std: C floats each, or one for all channels, "imagenet", "half", or None for the data set's own.
         seed: of the order and the augmentation of the training images.
@@ -48,7 +46,6 @@ class ImageDataModule(LightningDataModule):
 
     own_mean: Sequence[float] | None = None  # measured on the training images where a subclass gives none
     own_std: Sequence[float] | None = None
-    official_folds = 0  # how many the data set itself has: what `fold` means where `folds` is None
     on_device = False  # whether a batch is fetched where the training is
     measured = 10_000  # images at most to measure mean and deviation on
     crops_while_reading = False
@@ -65,8 +62,6 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         val_size: float = 0.1,
         split_seed: int = 0,
-        folds: int | None = None,
-        fold: int | None = None,
         limit: int | None = None,
         mean: str | Sequence[float] | None = None,
         std: str | Sequence[float] | None = None,
@@ -82,17 +77,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels} must be 3, or 1 for grey images.")
-        if folds is not None and (not isinstance(folds, int) or folds < 2):
-            raise ValueError(f"data.folds={folds} must be a whole number from 2 on, or null for none.")
-        number = self.official_folds if folds is None else folds
-        if (fold, folds) != (None, None) and fold not in range(number):
-            wanted = f"choose 0 to {number - 1}" if number else "it is one of data.folds, which is to be set too"
-            raise ValueError(f"data.fold={fold} is out of range; {wanted}.")
         self.num_classes, self.channels, self.balance, self.root = num_classes, channels, balance, Path(root)
         self.image_size, self.resize = image_size, resize
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
-        self.folds, self.fold = folds, fold
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
         if isinstance(augment, str):
             raise ValueError(f"data.augment={augment}: its files are chosen with a slash, data/augment={augment}.")

@@ -54,18 +54,29 @@ class MemoryDataModule(ImageDataModule):
 
     Args:
         store: "cpu", or "device" to keep the images on the training device.
+        folds, fold: split the training images into as many stratified parts, and validate on part `fold`, 0 to
+            `folds` - 1, instead of on `val_size` or on validation images of the data set's own.
         options: of `ImageDataModule`.
     """
 
+    official_folds = 0  # how many the data set itself has: what `fold` means where `folds` is None
     test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 
-    def __init__(self, *, store: str = "cpu", **options: Any) -> None:
+    def __init__(
+        self, *, store: str = "cpu", folds: int | None = None, fold: int | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
+        if folds is not None and (not isinstance(folds, int) or folds < 2):
+            raise ValueError(f"data.folds={folds} must be a whole number from 2 on, or null for none.")
+        number = self.official_folds if folds is None else folds
+        if (fold, folds) != (None, None) and fold not in range(number):
+            wanted = f"choose 0 to {number - 1}" if number else "it is one of data.folds, which is to be set too"
+            raise ValueError(f"data.fold={fold} is out of range; {wanted}.")
         if store not in ("cpu", "device"):
             raise ValueError(f"data.store={store!r} is unknown; choose 'cpu' or 'device'.")
         if store == "device" and self.num_workers:
             raise ValueError(f"data.store=device takes no workers; set data.num_workers=0 (it is {self.num_workers}).")
-        self.on_device = store == "device"
+        self.on_device, self.folds, self.fold = store == "device", folds, fold
 
     # What a subclass gives
 
