@@ -78,10 +78,8 @@ def test_an_affine_map_is_torchvisions_for_all_its_parameters(interpolation, lev
     generator = torch.Generator().manual_seed(3)
     angle, right, down, scale, shear_x, shear_y = torch.rand(6, COUNT, generator=generator) * 2 - 1
     angle, right, down, scale = angle * 180, (right * 5).round(), (down * 5).round(), 1 + scale / 2
-    ours = geometry.affine(
-        images, angle=angle, right=right, down=down, scale=scale, shear_x=shear_x, shear_y=shear_y,
-        mode=interpolation,
-    )  # fmt: skip
+    move, shear = torch.stack([right, down], 1), torch.stack([shear_x, shear_y], 1)
+    ours = geometry.affine(images, angle, move, scale, shear, interpolation)
     expected = [
         TF.affine(
             image, angle=float(angle[i]), translate=[float(right[i]), float(down[i])], scale=float(scale[i]),

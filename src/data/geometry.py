@@ -10,41 +10,26 @@ from torch.nn import functional as F
 
 from src.data.draw import Batch, Draw, Range, Transform
 
-Parameter = Tensor | float  # (B,), or one for all
 
-
-def affine(
-    images: Tensor,
-    *,
-    angle: Parameter = 0.0,
-    right: Parameter = 0.0,
-    down: Parameter = 0.0,
-    scale: Parameter = 1.0,
-    shear_x: Parameter = 0.0,
-    shear_y: Parameter = 0.0,
-    mode: str = "nearest",
-) -> Tensor:
+def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shear: Tensor, mode: str) -> Tensor:
     """Each image sheared, enlarged, turned around its centre and moved.
 
     Args:
-        angle: degrees, clockwise.
-        right, down: pixels.
-        shear_x, shear_y: tangents of the angles: pixels a pixel.
+        angle: degrees, clockwise (B,).
+        translate: pixels to the right and down (B, 2).
+        scale: factor (B,).
+        shear: tangents of the angles along x and y: pixels a pixel (B, 2).
         mode: "nearest" or "bilinear".
     """
-    given = (angle, right, down, scale, shear_x, shear_y)
-    turn, right, down, scale, shear_x, shear_y = (
-        torch.as_tensor(each, dtype=torch.float32, device=images.device).expand(len(images)) for each in given
-    )
-    sin, cos = turn.deg2rad().sin(), turn.deg2rad().cos()
-    a, c = cos + sin * shear_y, sin - cos * shear_y
-    b, d = -a * shear_x - sin, cos - c * shear_x
+    sin, cos = angle.deg2rad().sin(), angle.deg2rad().cos()
+    a, c = cos + sin * shear[:, 1], sin - cos * shear[:, 1]
+    b, d = -a * shear[:, 0] - sin, cos - c * shear[:, 0]
     # from a place in the result to one in the image, both from the centre
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / scale.view(-1, 1, 1)
-    moved = -inverse @ torch.stack([right, down], 1).unsqueeze(2)
+    matrix = torch.cat([inverse, -inverse @ translate.unsqueeze(2)], 2)
     height, width = images.shape[-2:]
     half = torch.tensor([[width / 2], [height / 2]], device=images.device)  # torch counts from -1 to 1
-    of_x, of_y, offset = (torch.cat([inverse, moved], 2) / half).view(-1, 2, 3, 1, 1).unbind(2)
+    of_x, of_y, offset = (matrix / half).view(-1, 2, 3, 1, 1).unbind(2)
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
     grid = of_x * x + (of_y * y[:, None] + offset)  # (B, 2, H, W)
     out = F.grid_sample(images.float(), grid.permute(0, 2, 3, 1), mode, align_corners=False)
@@ -77,17 +62,12 @@ class RandomAffine(Transform):
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
-        angle, right, down, shear = (2 * draw.uniform(4) - 1).unbind(1)
-        out = affine(
-            images,
-            angle=angle * self.degrees,
-            right=(right * self.translate[0] * width).round(),
-            down=(down * self.translate[1] * height).round(),
-            scale=self.scale[0] + (self.scale[1] - self.scale[0]) * draw.uniform(),
-            shear_x=(shear * self.shear).deg2rad().tan(),
-            mode=self.interpolation,
-        )
-        return out, labels
+        drawn = 2 * draw.uniform(4) - 1
+        most = torch.tensor([self.translate[0] * width, self.translate[1] * height], device=images.device)
+        scale = self.scale[0] + (self.scale[1] - self.scale[0]) * draw.uniform()
+        tangent = (drawn[:, 3] * self.shear).deg2rad().tan()
+        shear, move = torch.stack([tangent, torch.zeros_like(tangent)], 1), (drawn[:, 1:3] * most).round()
+        return affine(images, drawn[:, 0] * self.degrees, move, scale, shear, self.interpolation), labels
 
 
 class RandomRotation(RandomAffine):

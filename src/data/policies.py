@@ -39,9 +39,10 @@ def move(images: Tensor, chosen: Tensor, m: Tensor, mode: str) -> Tensor:
     """Those of `MOVES`, by their positions in `NAMES` (n,) and a magnitude for each."""
     height, width = images.shape[-2:]
     shear_x, shear_y, right, down, angle = (m * (chosen == NAMES.index(name)) for name in MOVES)
-    # a shear keeps the upper or the left edge where it is, as in the papers' code
-    right, down = right.trunc() - shear_x * height / 2, down.trunc() - shear_y * width / 2
-    return affine(images, angle=-angle, right=right, down=down, shear_x=shear_x, shear_y=shear_y, mode=mode)
+    shear = torch.stack([shear_x, shear_y], 1)
+    edges = torch.tensor([height / 2, width / 2], device=images.device)  # a shear keeps the upper or the left one
+    translate = torch.stack([right, down], 1).trunc() - shear * edges
+    return affine(images, -angle, translate, torch.ones_like(m), shear, mode)
 
 
 def apply_chosen(images: Tensor, chosen: Tensor, magnitudes: Tensor, mode: str = "nearest") -> Tensor:
