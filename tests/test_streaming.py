@@ -216,7 +216,14 @@ def test_what_is_evaluated_is_never_cut_at_random(root, split):
 def test_a_streamed_run_stopped_in_mid_epoch_goes_on_to_the_same_weights(root, tmp_path):
     arguments = [
         *("data=folder", f"data.root={root}", "data.mode=stream", "data.image_size=16", "data.batch_size=8"),
-        *("model.network.hidden_units=4", "trainer=cpu", "trainer.precision=32-true", "test=false", *SILENT),
+        *(
+            "model.network.hidden_units=4",
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            "test=false",
+            *SILENT,
+            "scheduler=none",
+        ),
     ]
     weights = {}
     for name, workers, first in (("whole", 0, 10), ("stopped", 2, 7)):  # 6 steps an epoch
