@@ -23,7 +23,7 @@ def look_for(data: Mapping[str, Any] | None) -> None:
     Raises:
         FileNotFoundError: it is not here, and cannot be downloaded or must not be.
     """
-    package, _, name = str(data and data["_target_"]).rpartition(".")
+    package, _, name = str((data or {}).get("_target_")).rpartition(".")
     if data is None or name not in OFFICIAL or not package.startswith("src.data."):
         return
     root = Path(data["root"])
