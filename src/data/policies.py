@@ -67,17 +67,8 @@ def apply_chosen(images: Tensor, chosen: Tensor, magnitudes: Tensor, mode: str =
 @cache
 def levels(bins: int, shear: float, right: float, down: float, turn: float, enhance: float, bits: Pair) -> Tensor:
     """The magnitudes of each operation from weakest to strongest, (operations, bins), in the order of `NAMES`."""
-    ends: list[Pair] = [
-        (0, 0),
-        (0, shear),
-        (0, shear),
-        (0, right),
-        (0, down),
-        (0, turn),
-        *[(0, enhance)] * 4,
-        bits,
-        (1, 0),
-    ]
+    ends: list[Pair] = [(0, most) for most in (0, shear, shear, right, down, turn, *[enhance] * 4)]
+    ends += [bits, (1, 0)]  # of Posterize and Solarize; the rest have none
     ends += [(0, 0)] * (len(NAMES) - len(ends))
     return torch.stack([torch.linspace(first, last, bins) for first, last in ends])
 
