@@ -233,7 +233,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     stratified.
     """
     labels = labels if labels.ndim == 1 else torch.zeros(len(labels))
-    members = [torch.nonzero(labels == c).flatten() for c in labels.unique()]
+    members = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
     shares = torch.tensor([count * len(m) / len(labels) for m in members], dtype=torch.float64)
     quotas = shares.floor().long()
     quotas[torch.argsort(quotas - shares, stable=True)[: count - int(quotas.sum())]] += 1

@@ -134,7 +134,7 @@ class StreamingDataModule(MemoryDataModule):
     def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
         if not self.streams:
             return super()._image_set(images, labels, rows, with_index)
-        self.measured = 1_000  # reading more takes a while
+        self.measured = 256  # reading more takes seconds
         side = self.resize or self.image_size
         given = images, labels, rows, with_index, self.channels
         return StreamedSet(*given, side=side, seed=self.seed, steps=self._steps, skip=self.skips)
