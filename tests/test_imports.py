@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import os
 from pathlib import Path
 
 import pytest
 
-import src
 from tests.conftest import ROOT, run_command
 
 ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "report"}
@@ -72,18 +69,3 @@ def test_opening_the_runs_and_starting_any_command_loads_nothing_heavy() -> None
     code = f"import sys, {', '.join(modules)}; print(*({heavy} & set(sys.modules)))"
     done = run_command("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
-)
-def test_threads_wait_as_the_user_says_and_otherwise_without_spinning_long(
-    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    importlib.reload(src)
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
