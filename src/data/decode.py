@@ -10,9 +10,8 @@ from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
-Box = Callable[
-    [int, int], tuple[int, int, int, int]
-]  # an image's height and width -> top, left, height and width to cut
+# an image's height and width -> top, left, height and width to cut
+Box = Callable[[int, int], tuple[int, int, int, int]]
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -26,11 +26,11 @@ def look_for(data: Mapping[str, Any] | None) -> None:
     package, _, name = str((data or {}).get("_target_")).rpartition(".")
     if data is None or name not in OFFICIAL or not package.startswith("src.data."):
         return
-    root = Path(data["root"])
+    root = Path(data.get("root", ""))  # what a config leaves out is as its class has it
     if not (root / OFFICIAL[name][1]).is_dir():
-        if not data["download"]:
+        if not data.get("download", True):
             raise absent(name, root, "no such folder")
-        find(name, root, data["mirror"])
+        find(name, root, data.get("mirror"))
 
 
 def find(name: str, root: Path, mirror: str | None) -> str:

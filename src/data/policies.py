@@ -86,7 +86,7 @@ def operate(images: Tensor, chosen: Tensor, magnitudes: Tensor, here: Draw, mode
 
 
 class RandomOperation(Transform):
-    """One of `OPERATIONS` with probability `p`.
+    """One operation, by its name in `NAMES`, with probability `p`.
 
     Args:
         magnitude: of Brightness, Color, Contrast and Sharpness the change of the factor, which is 1 + magnitude; of
