@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from hydra import errors
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,6 +50,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
 
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        check_flags(config_name)
         sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
@@ -90,6 +92,16 @@ def go_on(given: Given) -> str | None:
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
     ConfigStore.instance().store("resumed", {"defaults": defaults, "hydra": own, **config})
     return "resumed"
+
+
+def check_flags(config_name: str) -> None:
+    """Refuses a flag that Hydra lacks, such as `--model vgg11`, and says how the option is written."""
+    _, others = get_args_parser().parse_known_args()
+    if unknown := [word for word in others if word.startswith("-")]:
+        name, given, value = unknown[0].lstrip("-").partition("=")
+        value = value if given else "".join(sys.argv[sys.argv.index(unknown[0]) + 1 :][:1]) or "VALUE"
+        hint = name if name in (keys := _keys(config_name)) else next(iter(_nearest_keys(name, keys)), "KEY")
+        raise ValueError(f"there is no flag {unknown[0]}: options are written without dashes, {hint}={value}")
 
 
 def switched_off(word: str) -> str:
@@ -164,12 +176,12 @@ def explain(error: BaseException, config_name: str) -> str:
     """The error's message, and for a name that does not exist the nearest ones that do."""
     if isinstance(error, errors.MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        hint = _did_you_mean(name, error.options)
+        hint = _did_you_mean(difflib.get_close_matches(name, error.options, cutoff=0.5))
         return f"there is no {group}={name}{hint} All: {', '.join(sorted(error.options))}."
     message = str(error).strip()
     key = re.search(r"Could not override '([^'@]+)", message)
     if isinstance(error, errors.ConfigCompositionException) and key and not message.startswith("In '"):
-        hint = _did_you_mean(key[1], _keys(config_name))
+        hint = _did_you_mean(_nearest_keys(key[1], _keys(config_name)))
         return f"there is no option {key[1]!r}{hint} A new one is added with +{key[1]}=..."
     if isinstance(error, errors.OverrideParseException):
         return f"{message}\nHydra reads some characters as its own; a value that has them is written 'KEY=\"VALUE\"'."
@@ -177,19 +189,27 @@ def explain(error: BaseException, config_name: str) -> str:
     return (resolved[1] if resolved else message) or type(error).__name__
 
 
-def _did_you_mean(name: str, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(options), n=3, cutoff=0.5)
+def _did_you_mean(near: list[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else "."
 
 
+def _nearest_keys(name: str, keys: list[str]) -> list[str]:
+    """The options that end as `name` does, or else those that look like it, the nearest first."""
+    keys = [key for key in keys if key != name]  # it may be there in one job of a sweep
+    same = [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    return difflib.get_close_matches(name, same or keys, cutoff=0 if same else 0.5)
+
+
 def _keys(config_name: str) -> list[str]:
-    """Every option of the config, dotted, and every config group."""
+    """Every config group, and every option, dotted, of the config that the choices of the command line make."""
+    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir() and "," not in word]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name))
+        config = OmegaConf.to_container(hydra.compose(config_name, choices))
 
     def inside(node: Any, prefix: str) -> list[str]:
         children = node.items() if isinstance(node, dict) else ()
         return [key for name, child in children for key in (f"{prefix}{name}", *inside(child, f"{prefix}{name}."))]
 
-    return [*(path.name for path in CONF.iterdir() if path.is_dir()), *inside(config, "")]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    return list(dict.fromkeys([*groups, *inside(config, "")]))

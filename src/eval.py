@@ -18,6 +18,7 @@ from src.runs.build import build
 from src.runs.folder import events_folder, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
+from src.runs.values import SEED, check_values
 
 MOST = 10_000  # images of each kind that a GAN's samples are compared with
 
@@ -44,14 +45,13 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
     """
+    check_values(cfg, seed=SEED)
     from lightning.pytorch.callbacks import Timer
 
     from src.callbacks.progress import ProgressBar
-    from src.evaluation.metrics import VIEWS, measure, predictions
+    from src.evaluation.metrics import measure, predictions
     from src.modules.classifier import ImageClassifier
 
-    if cfg.tta not in VIEWS:
-        raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
     cli.quieten()
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     judge = None if cfg.features is None else _judge(run, cfg)

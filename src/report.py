@@ -25,6 +25,7 @@ from src.runs.build import CONF, build, mode_of, register_resolvers
 from src.runs.folder import CONFIG, HYDRA, OVERRIDES, RunError, find_runs, read_yaml, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import CAPTION, REPEATS, Row, repeated
+from src.runs.values import check_values
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -197,6 +198,7 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in given.pop("model", every).split(","):
             cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
+            check_values(cfg)
             try:
                 with torch.device("meta"):  # shapes without memory or work
                     costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)

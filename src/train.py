@@ -6,6 +6,7 @@ python -m src.train --help
 """
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from src.runs import record as records
 from src.runs.build import build, build_each, build_model, check_config, register_resolvers, trusted_packages
 from src.runs.folder import LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
+from src.runs.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         ValueError, FileNotFoundError, ...: the config asks for something that cannot be done.
         FloatingPointError: the loss is no longer a number.
     """
+    register_resolvers()
+    check_values(cfg)
+    look_for(cfg.data)
+
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -47,7 +53,6 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     from src.modules.losses import class_weights
 
     cli.quieten()
-    register_resolvers()
     if "hydra" in cfg:  # composed with return_hydra_config=True: Hydra's own part is none of the run's
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if cfg.trainer.precision == "fastest":  # decided here once: the checkpoints' config has the decision
@@ -79,7 +84,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
-    drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
+    drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0 and will_validate(trainer))
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
@@ -125,6 +130,12 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     return metrics, objects
 
 
+def will_validate(trainer: Any) -> bool:
+    """Whether the trainer comes to a validation at all, given images for it."""
+    ends = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    return trainer.limit_val_batches > 0 and (trainer.check_val_every_n_epoch or 1) <= ends
+
+
 def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
     """Takes out what watches a metric that never comes, the last epoch is then what counts; and what lacks a logger."""
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -134,7 +145,10 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 
     monitor = OmegaConf.select(cfg, "scheduler.monitor", default="")
     if never_comes(monitor):
-        raise ValueError("this scheduler watches a validation metric, and there is no validation (data.val_size=0)")
+        reasons = (
+            "data.val_size=0, trainer.limit_val_batches=0, or trainer.check_val_every_n_epoch after the last epoch"
+        )
+        raise ValueError(f"this scheduler watches {monitor}, and there is no validation: {reasons}")
     for callback in list(trainer.callbacks):
         if isinstance(callback, ModelCheckpoint) and never_comes(callback.monitor):
             callback.monitor, callback.save_top_k = None, 0
@@ -151,13 +165,13 @@ def main(cfg: DictConfig) -> float | None:
     if cfg.resume is None and starts_again() and (output / LAST).is_file():
         cfg = OmegaConf.create(resumed_config(str(output), trusted=cfg.trusted))
     with removed_unless_started(Path(HydraConfig.get().runtime.output_dir)) as started:
-        look_for(cfg.data)
         metrics, objects = train(cfg, started)
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:
         return None
     if cfg.optimized_metric not in metrics and objects["datamodule"].size("val"):
-        known = ", ".join(sorted(metrics))
-        raise ValueError(f"optimized_metric={cfg.optimized_metric} was not logged; there are {known}")
+        log.warning(
+            "optimized_metric=%s was not logged; there are %s", cfg.optimized_metric, ", ".join(sorted(metrics))
+        )
     return metrics.get(cfg.optimized_metric)
 
 
