@@ -28,7 +28,7 @@ from src.runs.build import CONF, register_resolvers
 from src.runs.folder import RunError
 
 USER_ERRORS = (
-    *(ValueError, FloatingPointError, ModuleNotFoundError, RunError, errors.HydraException, OmegaConfBaseException),
+    *(ValueError, FloatingPointError, ImportError, RunError, errors.HydraException, OmegaConfBaseException),
     *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
 )
 Given = dict[str, str]  # the plain KEY=VALUE of a command line

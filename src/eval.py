@@ -18,7 +18,7 @@ from src.runs.build import build
 from src.runs.folder import events_folder, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
-from src.runs.values import SEED, check_values
+from src.runs.values import check_values
 
 MOST = 10_000  # images of each kind that a GAN's samples are compared with
 
@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
     """
-    check_values(cfg, seed=SEED)
+    check_values(cfg, "eval")
     from lightning.pytorch.callbacks import Timer
 
     from src.callbacks.progress import ProgressBar

@@ -61,7 +61,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError, RunError, OSError: the config asks for something that cannot be done.
         ModuleNotFoundError: ONNX is not installed.
     """
-    check_values(cfg)
+    check_values(cfg, "export")
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():

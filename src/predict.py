@@ -34,7 +34,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: nothing to predict, or nothing to predict with.
     """
-    check_values(cfg)
+    check_values(cfg, "predict")
     if cfg.input is None:
         raise ValueError("say what to look at: input=IMAGE, FOLDER or PATTERN")
     files = find_images(cfg.input)

@@ -198,7 +198,7 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in given.pop("model", every).split(","):
             cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
-            check_values(cfg)
+            check_values(cfg, "train")
             try:
                 with torch.device("meta"):  # shapes without memory or work
                     costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from src import cli
 from src.runs.folder import whole
 from src.runs.run import open_run
-from src.runs.values import SEED, check_values
+from src.runs.values import check_values
 
 ACROSS = 16  # samples of a class on the sheet
 
@@ -31,7 +31,7 @@ def sample(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, RunError: the run is no GAN's, or it knows no such class.
     """
-    check_values(cfg, seed=SEED)
+    check_values(cfg, "sample")
     import numpy as np
     import torch
 

@@ -23,7 +23,7 @@ def shards(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, FileExistsError, ...: there are no such images, or `out` is there.
     """
-    check_values(cfg)
+    check_values(cfg, "shards")
     from src.data.shards import write_shards
 
     if "mode" in cfg.data:

@@ -40,7 +40,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         FloatingPointError: the loss is no longer a number.
     """
     register_resolvers()
-    check_values(cfg)
+    check_values(cfg, "train")
     look_for(cfg.data)
 
     import torch
@@ -145,10 +145,8 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 
     monitor = OmegaConf.select(cfg, "scheduler.monitor", default="")
     if never_comes(monitor):
-        reasons = (
-            "data.val_size=0, trainer.limit_val_batches=0, or trainer.check_val_every_n_epoch after the last epoch"
-        )
-        raise ValueError(f"this scheduler watches {monitor}, and there is no validation: {reasons}")
+        reasons = "data.val_size=0, trainer.limit_val_batches=0 or too large a trainer.check_val_every_n_epoch"
+        raise ValueError(f"scheduler.monitor={monitor or 'null'} never comes, as there is no validation: {reasons}")
     for callback in list(trainer.callbacks):
         if isinstance(callback, ModelCheckpoint) and never_comes(callback.monitor):
             callback.monitor, callback.save_top_k = None, 0
@@ -169,9 +167,8 @@ def main(cfg: DictConfig) -> float | None:
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:
         return None
     if cfg.optimized_metric not in metrics and objects["datamodule"].size("val"):
-        log.warning(
-            "optimized_metric=%s was not logged; there are %s", cfg.optimized_metric, ", ".join(sorted(metrics))
-        )
+        known = ", ".join(sorted(metrics))
+        log.warning("optimized_metric=%s was not logged; there are %s", cfg.optimized_metric, known)
     return metrics.get(cfg.optimized_metric)
 
 

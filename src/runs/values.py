@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.runs.build import TRUSTED
+from src.runs.build import CONF, TRUSTED
+from src.runs.folder import read_yaml
 
 MOST = 2**63 - 1  # int64
 LIBRARIES = TRUSTED | {"hydra_plugins", "optuna"}  # and this project: packages whose classes are named in the rules
@@ -44,13 +45,13 @@ def whole(low: int, high: int = MOST) -> Rule:
     return Rule((words,), lambda value: type(value) is int and low <= value <= high)
 
 
-def number(low: float, high: float = math.inf, without: float | None = None) -> Rule:
-    """From `low` to `high`, both included unless one is `without`."""
-    words = f"a number {'above' if low == without else 'from'} {low}"
-    words += f" to {'below ' * (high == without)}{high}" if high < math.inf else " on" * (low != without)
+def number(low: float, high: float = math.inf, without: tuple[float, ...] = ()) -> Rule:
+    """From `low` to `high`, these included unless they are in `without`."""
+    words = f"a number {'above' if low in without else 'from'} {low}"
+    words += f" to {'below ' * (high in without)}{high}" if high < math.inf else " on" * (low not in without)
 
     def fits(value: Any) -> bool:
-        return NUMBER.fits(value) and low <= value <= high and value != without
+        return NUMBER.fits(value) and low <= value <= high and value not in without
 
     return Rule((words,), fits)
 
@@ -77,10 +78,13 @@ NULL = Rule(("null",), lambda value: value is None)
 TEXT = Rule(("text",), lambda value: isinstance(value, str) and value != "")
 NUMBER = Rule(("a number",), lambda value: type(value) in (int, float) and abs(value) < math.inf)
 SECTION = Rule(("a section",), lambda value: isinstance(value, Mapping))
-OBJECT = Rule(("a section with a _target_",), lambda value: isinstance(value, Mapping) and "_target_" in value)
+OBJECT = Rule(
+    ("a section with a _target_",), lambda value: isinstance(value, Mapping) and isinstance(value.get("_target_"), str)
+)
 SEED = whole(0, 2**32 - 1)
-CHANCE, PART, FROM_0, ABOVE_0 = number(0, 1), number(0, 1, without=1), number(0), number(0, without=0)
+CHANCE, PART, FROM_0, ABOVE_0 = number(0, 1), number(0, 1, without=(1,)), number(0), number(0, without=(0,))
 WORDS = several(TEXT | NUMBER)
+SIDE = whole(1, 10_000)  # pixels
 SIZE = PART | whole(0)  # a share or a number of images
 BATCHES = CHANCE | whole(0)
 
@@ -88,6 +92,7 @@ RULES: dict[str, Rule] = {
     # the entry points
     "test extras.print_config": FLAG,
     "data.split_seed": SEED,
+    "eval:seed sample:seed": SEED,
     "seed data.seed hydra.sweeper.seed": SEED | NULL,
     "task_name paths.root_dir paths.data_dir paths.log_dir out": TEXT,
     "paths.output_dir run ckpt_path resume resume_sweep optimized_metric features input path": TEXT | NULL,
@@ -104,21 +109,29 @@ RULES: dict[str, Rule] = {
     "data model trainer model.network data.source loss model.loss": OBJECT,
     "extras paths": SECTION,
     "data.val_source data.test_source data.augment.* callbacks.* logger.* metrics.* model.metrics.*": OBJECT | NULL,
-    "callbacks logger metrics model.metrics scheduler model.scheduler data.augment *.options": SECTION | NULL,
-    "optimizer model.optimizer scheduler.factory model.scheduler.factory hydra.launcher hydra.sweeper": SECTION,
+    "callbacks logger metrics model.metrics *.options": SECTION | NULL,
+    "scheduler model.scheduler": Rule(("a section with a factory",), lambda v: not v or "factory" in v) | NULL,
+    "data.augment": Rule(("a section (its files have a slash: data/augment=NAME)",), SECTION.fits) | NULL,
+    "optimizer scheduler.factory model.scheduler.factory hydra.launcher hydra.sweeper": OBJECT,
+    "model.optimizer": SECTION,
+    "model.optimizer.generator model.optimizer.discriminator": OBJECT,
     "optimizer._partial_ model.optimizer.*._partial_ scheduler.factory._partial_": TRUE,
     # data
-    "data.batch_size data.image_size model.network.image_size": whole(1),
-    "data.limit data.num_classes data.resize model.network.num_classes": whole(1) | NULL,
+    "data.batch_size": whole(1),
+    "data.image_size model.network.image_size": SIDE,
+    "data.resize": SIDE | NULL,
+    "data.limit data.num_classes model.network.num_classes": whole(1) | NULL,
     "data.channels model.network.channels": word(1, 3),
     "data.num_workers": whole(0, max(32, 4 * (os.cpu_count() or 1))) | NULL,
     "data.val_size data.test_size": SIZE,
-    "data.folds": whole(2) | NULL,
+    "data.folds": whole(2, 1000) | NULL,
     "data.fold": whole(0) | NULL,
     "data.store": word("cpu", "device"),
     "data.mean": word("imagenet", "half") | several(NUMBER, (1, 3)) | NULL,
     "data.std": word("imagenet", "half") | several(ABOVE_0, (1, 3)) | NULL,
+    "data._convert_": word("none", "partial", "object", "all"),
     "data.balance data.checksum data.download": FLAG,
+    "MapDataset.mode Torchvision.mode HuggingFace.mode Shards.mode": word("memory", "stream"),
     "data.mode": word("auto", "memory", "stream"),
     "data.broken": word("fail", "skip"),
     "data.root data.cache_dir data.cache_size data.name": TEXT,
@@ -126,22 +139,25 @@ RULES: dict[str, Rule] = {
     # augmentation
     "RandomHorizontalFlip.p RandomErasing.p RandomOperation.p MixUp.p CutMix.p MixUpOrCutMix.p": CHANCE,
     "MixUpOrCutMix.switch": CHANCE,
-    "RandomResizedCrop.size Cutout.size RandAugment.num_ops AugMix.mixture_width": whole(1),
-    "RandomCrop.size": whole(1) | NULL,
-    "RandomCrop.padding": whole(0),
+    "RandomResizedCrop.size Cutout.size": SIDE,
+    "RandomCrop.size": SIDE | NULL,
+    "RandomCrop.padding": SIDE | word(0),
+    "RandAugment.num_ops AugMix.mixture_width": whole(1, 100),
     "MixUp.until CutMix.until MixUpOrCutMix.until": whole(0) | NULL,
     "RandAugment.magnitude": whole(0, 30),
     "AugMix.severity": whole(1, 10),
     "AutoAugment.policy": word("imagenet", "cifar10", "svhn"),
     "RandomCrop.mode": word("zero", "reflect"),
     "RandomAffine.interpolation RandomRotation.interpolation": word("nearest", "bilinear"),
-    "RandomResizedCrop.scale RandomErasing.scale": several(number(0, 1, without=0), (2,), rising=True),
+    "RandomResizedCrop.scale RandomErasing.scale": several(number(0, 1, without=(0,)), (2,), rising=True),
     "*.ratio RandomAffine.scale GaussianBlur.sigma": several(ABOVE_0, (2,), rising=True),
     "RandomAffine.translate": several(CHANCE, (2,)),
     "MixUp.alpha CutMix.alpha MixUpOrCutMix.mixup MixUpOrCutMix.cutmix": ABOVE_0,
+    "ColorJitter.hue": number(0, 0.5),
     "ColorJitter.* RandomAffine.degrees RandomRotation.degrees RandomAffine.shear": FROM_0,
     "RandomOperation.magnitude": NUMBER,
     "PerImage.after_normalize": FLAG,
+    "GaussianBlur.kernel_size": Rule(("an odd number",), lambda value: whole(1).fits(value) and value % 2 == 1),
     # networks and modules
     "TinyVGG.hidden_units SNGAN.width SNGAN.noise_size ResNet.depth CifarResNet.depth": whole(1),
     "VGG.hidden SpeedrunNet.widths": several(whole(1)),
@@ -174,7 +190,8 @@ RULES: dict[str, Rule] = {
     "scheduler.monitor": TEXT | NULL,
     "scheduler.needs_total_steps": FLAG,
     "CosineWithWarmup.warmup Triangle.peak ReduceLROnPlateau.factor": PART,
-    "OneCycle.pct_start ConstantLR.factor": CHANCE,
+    "OneCycle.pct_start": number(0, 1, without=(0, 1)),
+    "ConstantLR.factor": CHANCE,
     "CosineWithWarmup.start CosineWithWarmup.end Triangle.start Triangle.end": FROM_0,
     "OneCycle.max_lr torch.optim.lr_scheduler.*.gamma": ABOVE_0,
     "MultiStepLR.milestones": several(whole(0), rising=True),
@@ -183,16 +200,17 @@ RULES: dict[str, Rule] = {
     "trainer.accelerator": TEXT,
     "trainer.default_root_dir": TEXT | NULL,
     "trainer.strategy": TEXT | OBJECT,
-    "trainer.devices": whole(1) | word(-1) | TEXT | several(whole(0)),
+    "trainer.devices": whole(1, 1024) | word(-1) | TEXT | several(whole(0)),
     "trainer.precision": TEXT | word(16, 32, 64) | NULL,
     "trainer.max_epochs": whole(1) | word(-1) | NULL,
     "trainer.max_steps": whole(1) | word(-1),
     "trainer.min_epochs trainer.min_steps": whole(0) | NULL,
-    "trainer.num_nodes trainer.accumulate_grad_batches": whole(1),
+    "trainer.num_nodes": whole(1, 100_000),
+    "trainer.accumulate_grad_batches": whole(1),
     "trainer.check_val_every_n_epoch trainer.log_every_n_steps": whole(1) | NULL,
     "trainer.gradient_clip_val": FROM_0 | NULL,
     "trainer.gradient_clip_algorithm": word("norm", "value") | NULL,
-    "trainer.limit_train_batches": number(0, 1, without=0) | whole(1),
+    "trainer.limit_train_batches": number(0, 1, without=(0,)) | whole(1),
     "trainer.limit_val_batches trainer.limit_test_batches trainer.overfit_batches": BATCHES,
     "trainer.num_sanity_val_steps": whole(-1),
     "trainer.deterministic": FLAG | word("warn"),
@@ -215,7 +233,9 @@ RULES: dict[str, Rule] = {
     "Finetune.unfreeze_at": whole(0) | NULL,
     "Finetune.backbone_lr": ABOVE_0,
     "logger.*.save_dir MLFlowLogger.experiment_name MLFlowLogger.tracking_uri WandbLogger.project": TEXT,
-    "TensorBoardLogger.name TensorBoardLogger.version CSVLogger.name CSVLogger.version": TEXT | whole(0) | NULL,
+    "TensorBoardLogger.name TensorBoardLogger.version": TEXT | whole(0) | NULL,
+    "logger.csv.name": NULL,  # csv/metrics.csv is what the rest reads
+    "logger.csv.version": word("csv"),
     "TensorBoardLogger.default_hp_metric WandbLogger.offline": FLAG,
     "WandbLogger.tags": WORDS | NULL,
     # sweeps
@@ -235,24 +255,40 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_values(config: DictConfig, **differing: Rule) -> None:
+def check_values(config: DictConfig, command: str) -> None:
     """Compares every value with the rule for it, if there is one; values that cannot be resolved here are left out.
 
     Args:
-        differing: rules of one command that differ from `RULES`.
+        command: names the file of conf that the config was composed from, and the rules for that alone.
 
     Raises:
-        ValueError: one does not fit; the message has the option, the value and what is allowed.
+        ValueError: one does not fit; the message has the option, the value and what is allowed. Or one was taken out.
     """
     for names, value in _values(config):
-        rule = differing.get(names[0]) or next(filter(None, map(_rule, names)), None)
+        rule = next(filter(None, map(_rule, [f"{command}:{names[-1]}", *names])), None)
         if rule is not None and not rule.fits(value):
-            shown = value if isinstance(value, str) else json.dumps(value, default=str)
-            raise ValueError(f"{names[0]}={shown[:SHOWN]} must be {rule}")
+            shown = value if isinstance(value, str) else json.dumps(value, default=OmegaConf.to_container)
+            raise ValueError(f"{names[-1]}={shown[:SHOWN]} must be {rule}")
+    if missing := _needed(command) - set(config) if config.get("resume") is None else ():
+        raise ValueError(f"there must be a value for {', '.join(sorted(missing))}")
+
+
+@cache
+def _needed(command: str) -> set[str]:
+    """The options and the groups that a file of conf has, but for Hydra's own and those that are optional."""
+    content = read_yaml(CONF / f"{command}.yaml") or {}
+    groups = [
+        group
+        for entry in content.pop("defaults", ())
+        if isinstance(entry, dict)
+        for group, choice in entry.items()
+        if choice
+    ]
+    return {*content, *(group for group in groups if not {" ", "/"} & set(group))} - {"hydra"}
 
 
 def _values(node: DictConfig, place: str = "") -> Iterator[tuple[list[str], Any]]:
-    """Each value below a node, sections included, with its names."""
+    """Each value below a node, sections included, with its names, that of its place last."""
     target = "" if OmegaConf.is_missing(node, "_target_") else str(node.get("_target_", ""))
     classes = [target, target.rpartition(".")[2]] if target.partition(".")[0] in LIBRARIES else []
     for key in map(str, node):
@@ -262,10 +298,10 @@ def _values(node: DictConfig, place: str = "") -> Iterator[tuple[list[str], Any]
                 value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException:
             continue
-        names = [f"{place}{key}", *(f"{each}.{key}" for each in classes)]
+        names = [*(f"{each}.{key}" for each in classes), f"{place}{key}"]
         yield names, value
         if isinstance(value, DictConfig):
-            yield from _values(value, f"{names[0]}.")
+            yield from _values(value, f"{names[-1]}.")
 
 
 @cache

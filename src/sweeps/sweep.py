@@ -40,7 +40,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.settings
-    check_values(config)
+    command = config.hydra.job.config_name
+    check_values(config, command)
     options: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     sampler, pruner, launcher = map(build, (options["sampler"], options.get("pruner"), config.hydra.launcher))
     if not isinstance(launcher, JobLauncher):
@@ -51,8 +52,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         [space.overrides(params) for params in (space.combinations() if grid else space.corners())]
     )
     for each in configs:
-        check_values(each)
-    _check_varied(space, configs[0])
+        check_values(each, command)
+    _check_varied(space, configs[0], command)
     if isinstance(launcher, ProcessLauncher):  # on a cluster the files may lie where the jobs run
         for each in configs:
             look_for(OmegaConf.select(each, "data"))
@@ -97,7 +98,7 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         raise SystemExit(min(len(failed), 125))
 
 
-def _check_varied(space: Space, config: DictConfig) -> None:
+def _check_varied(space: Space, config: DictConfig, command: str) -> None:
     """Checks what the jobs differ in: each value of a list, and the ends of each interval."""
     for key, of in space.distributions.items():
         if isinstance(OmegaConf.select(config, key), DictConfig) or {"/", "@"} & set(key):
@@ -106,7 +107,7 @@ def _check_varied(space: Space, config: DictConfig) -> None:
         for value in values:
             given = yaml.safe_load(value) if isinstance(value, str) else value
             OmegaConf.update(config, key.lstrip("+"), given, force_add=True)
-            check_values(config)
+            check_values(config, command)
 
 
 def _settings(config: DictConfig, options: dict[str, Any], space: Space, prunes: bool) -> dict[str, Any]:
