@@ -24,8 +24,8 @@ from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.runs.build import CONF, register_resolvers
-from src.runs.folder import RunError
+from src.runs.build import register_resolvers
+from src.runs.folder import CONF, RunError
 
 USER_ERRORS = (
     *(ValueError, FloatingPointError, ImportError, RunError, errors.HydraException, OmegaConfBaseException),
@@ -81,7 +81,7 @@ def go_on(given: Given) -> str | None:
         raise RunError("resume= goes on with one run; a sweep goes on with resume_sweep=FOLDER")
     from src.runs.run import resumed_config
 
-    config = resumed_config(given["resume"], log_dir(given), trusted(given))
+    config = resumed_config(given["resume"], log_dir(given), trusted(given), {key.lstrip("+") for key in given})
     for key, value in given.items():
         if isinstance(config.get(key), dict) and not value.startswith("{"):
             raise RunError(f"{key}={value} would change a whole section of a saved config; write {key}.KEY=VALUE")
@@ -90,7 +90,7 @@ def go_on(given: Given) -> str | None:
             config["model"][key] = f"${{{key}}}"  # so that an override changes both
     own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
-    ConfigStore.instance().store("resumed", {"defaults": defaults, "hydra": own, **config})
+    ConfigStore.instance().store("resumed", {**config, "defaults": defaults, "hydra": own})
     return "resumed"
 
 

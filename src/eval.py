@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.runs.build import build
-from src.runs.folder import events_folder, write_json, write_whole
+from src.runs.folder import events_folder, write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
 from src.runs.values import check_values
@@ -219,7 +219,7 @@ def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: 
     if "predictions" in objects:
         for name in ("per_class", "predictions"):
             files.append(output / f"{name}{suffix}.csv")
-            write_whole(files[-1], objects[name].to_csv(index=False, float_format="%.6g"))
+            write_csv(files[-1], objects[name], "%.6g")
         title = f"{type(run.network).__name__} on {data}, {cfg.split}, tta={cfg.tta}".removesuffix(", tta=none")
         with SummaryWriter(events_folder(output)) as writer:
             for name, figure in _draw(cfg.split, title, objects):

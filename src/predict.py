@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src import cli
-from src.runs.folder import write_json, write_whole
+from src.runs.folder import write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table
 from src.runs.values import check_values
@@ -117,7 +117,7 @@ def _write(output: Path, run: Run, predictions: list[dict[str, Any]], unreadable
     table, record, sheet = (output / name for name in ("predictions.csv", "predictions.json", "contact_sheet.png"))
     frame = pd.DataFrame(predictions)
     frame = frame.join(pd.DataFrame(list(frame.pop("probabilities"))).add_prefix("p_"))
-    write_whole(table, frame.to_csv(index=False, float_format="%.6g"))
+    write_csv(table, frame, "%.6g")
     origin = {"checkpoint": str(run.checkpoint_path), "classes": run.classes}
     write_json(record, {**origin, "predictions": predictions, "unreadable": unreadable})
     shown = predictions[:64]

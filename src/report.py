@@ -21,8 +21,8 @@ import pandas as pd
 
 from src import cli
 from src.runs import table as tables
-from src.runs.build import CONF, build, mode_of, register_resolvers
-from src.runs.folder import CONFIG, HYDRA, OVERRIDES, RunError, find_runs, read_yaml, write_whole
+from src.runs.build import build, mode_of, register_resolvers
+from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import CAPTION, REPEATS, Row, repeated
 from src.runs.values import check_values
@@ -79,7 +79,7 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[lis
     rows, every, output = compare(runs), _every(runs.values()), output or common / "report"
     page = _page(rows, runs, every, [folder for folder in given if folder not in map(Path.resolve, folders)])
     tables.write_summary(output, rows)
-    write_whole(output / "runs.csv", every.to_csv(index=False))
+    write_csv(output / "runs.csv", every)
     means = f"{tables.markdown(overview(rows))}\n{CAPTION}\n\n" if rows else ""
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
@@ -90,9 +90,7 @@ def read_run(folder: Path, common: Path) -> Record:
     """What a run's folder says; one that cannot be read has a status that says why, and nothing else."""
     name = str(folder.resolve().relative_to(common)) if folder.resolve() != common else folder.name
     try:
-        config, results, numbers = read_yaml(folder / CONFIG), read_results(folder), read_numbers(folder)
-        if not isinstance(config, dict):
-            raise RunError(f"{folder / CONFIG} is no config")
+        config, results, numbers = read_config(folder), read_results(folder), read_numbers(folder)
         settings = _telling(pd.json_normalize(config).to_dict("records")[0])
         settings |= {"seed": str(results["seed"])} if "seed" in results else {}  # it may have been drawn
         choices = (read_yaml(folder / HYDRA) or {"hydra": {"runtime": {"choices": {}}}})["hydra"]["runtime"]["choices"]

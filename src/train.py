@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from src import cli
 from src.data.official import look_for
 from src.runs import record as records
-from src.runs.build import build, build_each, build_model, check_config, register_resolvers, trusted_packages
+from src.runs.build import build, build_each, build_model, register_resolvers
 from src.runs.folder import LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
+from src.runs.trust import check_config
 from src.runs.values import check_values
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:
-        check_config(config, trusted_packages(cfg.trusted))
+        check_config(config, cfg.trusted)
     except RunError as error:
         log.warning("this run will train, but nothing will open or resume it: %s", error)
     if drawn and trainer.is_global_zero:
@@ -161,7 +162,8 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 def main(cfg: DictConfig) -> float | None:
     output = Path(cfg.paths.output_dir)
     if cfg.resume is None and starts_again() and (output / LAST).is_file():
-        cfg = OmegaConf.create(resumed_config(str(output), trusted=cfg.trusted))
+        own = ("data.download", "data.mirror")  # the command line is the same as at the first start
+        cfg = OmegaConf.create(resumed_config(str(output), cfg.paths.log_dir, cfg.trusted, own))
     with removed_unless_started(Path(HydraConfig.get().runtime.output_dir)) as started:
         metrics, objects = train(cfg, started)
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:

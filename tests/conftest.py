@@ -23,7 +23,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.build import CONF, register_resolvers
+from src.runs.build import register_resolvers
+from src.runs.folder import CONF
 from tests.warm import ROOT, Command
 
 # A developer's own places stay out of the tests.

@@ -15,9 +15,9 @@ from src.data.catalogue import NAMES, HuggingFace, Torchvision, _parameters
 from src.data.source import MapDataset
 from src.export import _deployed
 from src.predict import predict
-from src.runs.build import check_config
 from src.runs.folder import RunError
 from src.runs.run import open_run
+from src.runs.trust import check_config
 from tests.conftest import QUICK, train_here
 
 LETTERS = ["a", "b", "c"]

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.runs.build import CONF, TRUSTED
-from src.runs.folder import read_yaml
+from src.runs.folder import CONF, read_yaml
+from src.runs.trust import TRUSTED
 
 MOST = 2**63 - 1  # int64
 LIBRARIES = TRUSTED | {"hydra_plugins", "optuna"}  # and this project: packages whose classes are named in the rules
