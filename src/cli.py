@@ -31,6 +31,7 @@ USER_ERRORS = (
     *(ValueError, FloatingPointError, ImportError, RunError, errors.HydraException, OmegaConfBaseException),
     *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
 )
+NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 
 
@@ -161,6 +162,11 @@ def user_error(error: BaseException) -> BaseException | None:
     told = str(error)
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
+    if isinstance(error, (MemoryError, RuntimeError)) and (
+        NO_MEMORY.search(str(error)) or isinstance(error, MemoryError)
+    ):
+        advice = "lower data.batch_size, data.image_size or the size of the network"
+        return ValueError(f"out of memory: {advice} ({str(error).strip().splitlines()[0]})")
     is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
     # Hydra 1.3 says in its own exception what it was building, 1.4 in a note to the original one.
     section = re.search(r"full_key: (\S+)", "\n".join([told, *getattr(error, "__notes__", ())]))

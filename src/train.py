@@ -70,6 +70,9 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     logger = build_each(cfg.logger)
     callbacks = [record, *build_each(cfg.callbacks)]
     keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    place = OmegaConf.select(cfg, "callbacks.model_checkpoint.dirpath")
+    if place is not None and Path(place).resolve() != record.folder.resolve():
+        raise ValueError(f"callbacks.model_checkpoint.dirpath={place} must be {record.folder}, where runs are opened")
     parts = {"callbacks": callbacks, "logger": logger, "plugins": [AtomicCheckpointIO()]}
     trainer = build(cfg.trainer, enable_checkpointing=keeps, **parts)
     spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
@@ -82,6 +85,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     datamodule.prepare_data()
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes  # which a data set may have counted
+    check_network(cfg)
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
@@ -129,6 +133,13 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         records.log_hyperparameters(cfg, output, logger, metrics)
         records.print_results(results, output)
     return metrics, objects
+
+
+def check_network(cfg: DictConfig) -> None:
+    """Raises ValueError where a network of ours is told of other images than the data set has."""
+    for key in ("num_classes", "image_size", "channels") if cfg.model.network._target_.startswith("src.") else ():
+        if (told := OmegaConf.select(cfg, f"model.network.{key}", default=cfg.data[key])) != cfg.data[key]:
+            raise ValueError(f"model.network.{key}={told} must be {cfg.data[key]}, as data.{key}: leave it out")
 
 
 def will_validate(trainer: Any) -> bool:

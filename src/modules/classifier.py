@@ -54,7 +54,8 @@ class ImageClassifier(Task):
         if getattr(data, "multilabel", False):
             raise ValueError(f"{type(data).__name__} has several labels an image: choose module@model=multilabel.")
         if stage == "fit" and (classes := getattr(data, "num_classes", None)) is not None:
-            if isinstance(self.example_input_array, Tensor):
+            as_here = type(self).step is ImageClassifier.step and type(self).forward is Task.forward
+            if as_here and isinstance(self.example_input_array, Tensor):
                 self._try_network(self.example_input_array.to(self.device), classes)
             labels = torch.zeros(2, dtype=torch.int64, device=self.device)
             value = self.loss(torch.zeros(2, classes, device=self.device), labels)
@@ -64,7 +65,7 @@ class ImageClassifier(Task):
                 )
 
     def _try_network(self, images: Tensor, classes: int) -> None:
-        """Raises ValueError where images (N, C, H, W) do not become logits of so many classes."""
+        """Raises ValueError where images (N, C, H, W) do not become logits of so many classes that the metrics take."""
         takes = f"{type(self.network).__name__} must make logits {(len(images), classes)} of images {(*images.shape,)}"
         with looking_at(self):
             try:
@@ -73,6 +74,9 @@ class ImageClassifier(Task):
                 raise ValueError(f"{takes}: {error}") from error
         if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
             raise ValueError(f"{takes}; it returned {_described(logits)}.")
+        if "val" in self.metrics:
+            metrics: Any = self.metrics["val"]
+            self._update_metrics(metrics.clone(), logits, torch.zeros_like(logits[:, 0]))
 
     def objective(self, output: Any, labels: Tensor) -> Objective:
         """What to minimise, of whatever the network returns in training."""
