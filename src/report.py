@@ -189,6 +189,8 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
     from src.networks.cost import describe
 
+    if wrong := [word for word in overrides if "=" not in word]:
+        raise ValueError(f"{wrong[0]}: options are written KEY=VALUE, such as data.image_size=224")
     given = dict(word.split("=", 1) for word in [*SIZE, *overrides])
     every = ",".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
     costs, failed = {}, {}

@@ -171,10 +171,9 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 
 
 def main(cfg: DictConfig) -> float | None:
-    output = Path(cfg.paths.output_dir)
-    if cfg.resume is None and starts_again() and (output / LAST).is_file():
+    if cfg.resume is None and starts_again() and Path(cfg.paths.output_dir, LAST).is_file():
         own = ("data.download", "data.mirror")  # the command line is the same as at the first start
-        cfg = OmegaConf.create(resumed_config(str(output), cfg.paths.log_dir, cfg.trusted, own))
+        cfg = OmegaConf.create(resumed_config(cfg.paths.output_dir, cfg.paths.log_dir, cfg.trusted, own))
     with removed_unless_started(Path(HydraConfig.get().runtime.output_dir)) as started:
         metrics, objects = train(cfg, started)
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:
