@@ -18,6 +18,7 @@ from src.runs.build import build
 from src.runs.folder import events_folder, write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
+from src.runs.values import check_values
 
 # What decides which images are held out, by split.
 SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
@@ -46,14 +47,13 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
     """
+    check_values(cfg, "eval")
     from lightning.pytorch.callbacks import Timer
 
     from src.callbacks.progress import ProgressBar
-    from src.evaluation.metrics import VIEWS, measure, predictions
+    from src.evaluation.metrics import measure, predictions
     from src.modules.classifier import ImageClassifier
 
-    if cfg.tta not in VIEWS:
-        raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
     cli.quieten()
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     judge = None if cfg.features is None else _judge(run, cfg)

@@ -20,6 +20,7 @@ from src import cli
 from src.runs.folder import write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table
+from src.runs.values import check_values
 
 
 def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -33,6 +34,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: nothing to predict, or nothing to predict with.
     """
+    check_values(cfg, "predict")
     if cfg.input is None:
         raise ValueError("say what to look at: input=IMAGE, FOLDER or PATTERN")
     files = find_images(cfg.input)

@@ -25,6 +25,7 @@ from src.runs.build import build, mode_of, register_resolvers
 from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import CAPTION, REPEATS, Row, repeated
+from src.runs.values import check_values
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -188,6 +189,8 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
     from src.networks.cost import describe
 
+    if wrong := [word for word in overrides if "=" not in word]:
+        raise ValueError(f"{wrong[0]}: options are written KEY=VALUE, such as data.image_size=224")
     given = dict(word.split("=", 1) for word in [*SIZE, *overrides])
     every = ",".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
     costs, failed = {}, {}
@@ -195,6 +198,7 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in given.pop("model", every).split(","):
             cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
+            check_values(cfg, "train")
             try:
                 with torch.device("meta"):  # shapes without memory or work
                     costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)

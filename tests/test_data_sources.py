@@ -237,7 +237,6 @@ def test_items_that_are_no_images_with_labels_are_refused(mode, item, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "disk"}, "data.mode='disk' is unknown; choose 'memory' or 'stream'"),
         ({"mode": "stream", "store": "device"}, "data.store=device holds all images"),
         ({"val_source": iter([])}, r"data\.val_source is a list_iterator; it needs __len__ and __getitem__"),
         ({"val_source": Pictures(0)}, "Pictures, the val images: there are no images"),

@@ -219,6 +219,8 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
 
 
 def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
+    import torch
+
     path = getattr(checkpoint_callback, "best_model_path", "")
     if not path or checkpoint_callback.best_model_score is None:
         return None
@@ -226,7 +228,7 @@ def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
         "metric": checkpoint_callback.monitor,
         "mode": checkpoint_callback.mode,
         "value": float(checkpoint_callback.best_model_score),
-        "epoch": int(Path(path).stem.removeprefix("epoch_")),
+        "epoch": torch.load(path, weights_only=True, mmap=True)["epoch"],
         "path": str(Path(path).resolve().relative_to(folder.resolve())),
     }
 
