@@ -28,8 +28,8 @@ from src.runs.build import register_resolvers
 from src.runs.folder import CONF, RunError
 
 USER_ERRORS = (
-    *(ValueError, FloatingPointError, ImportError, RunError, errors.HydraException, OmegaConfBaseException),
-    *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
+    *(ValueError, FloatingPointError, ImportError, RunError, OSError),
+    *(errors.HydraException, OmegaConfBaseException),
 )
 NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
@@ -187,6 +187,8 @@ def explain(error: BaseException, config_name: str) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         hint = _did_you_mean(difflib.get_close_matches(name, error.options, cutoff=0.5))
         return f"there is no {group}={name}{hint} All: {', '.join(sorted(error.options))}."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
     message = str(error).strip()
     key = re.search(r"Could not override '([^'@]+)", message)
     if isinstance(error, errors.ConfigCompositionException) and key and not message.startswith("In '"):

@@ -42,7 +42,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     start = time.perf_counter()
     predictions, unreadable = _predict(run, files, cfg.batch_size)
     speed = len(files) / (time.perf_counter() - start)
-    written = _write(Path(cfg.paths.output_dir), run, predictions, unreadable) if predictions else []
+    written = _write(Path(cfg.paths.output_dir), run, files, predictions, unreadable) if predictions else []
     metrics = {"images": len(predictions), "unreadable": len(unreadable), "images_per_s": speed}
     return metrics, {"cfg": cfg, "run": run, "predictions": predictions, "unreadable": unreadable, "files": written}
 
@@ -69,6 +69,7 @@ def find_images(given: str) -> list[Path]:
 def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     import torch
 
+    from src.data.decode import printable
     from src.data.preprocess import Preprocess
 
     link = getattr(run.model, "link", torch.nn.Softmax(dim=1))
@@ -80,7 +81,7 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
         for first in range(0, len(files), batch_size):
             batch = files[first : first + batch_size]
             read = pool.map(lambda file: _read(file, preprocess.shorter, preprocess.channels), batch)
-            found = dict(zip(map(str, batch), read, strict=True))
+            found = dict(zip(map(printable, batch), read, strict=True))
             images = {file: torch.tensor(image) for file, image in found.items() if not isinstance(image, str)}
             unreadable += [{"file": file, "reason": found[file]} for file in found if file not in images]
             if not images:
@@ -109,10 +110,13 @@ def _read(file: Path, side: int, channels: int = 3) -> Any:
         return str(error).replace(repr(str(file)), "").strip() or type(error).__name__
 
 
-def _write(output: Path, run: Run, predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]) -> list[Path]:
+def _write(
+    output: Path, run: Run, files: list[Path], predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]
+) -> list[Path]:
     import pandas as pd
 
     from src import figures
+    from src.data.decode import printable
 
     table, record, sheet = (output / name for name in ("predictions.csv", "predictions.json", "contact_sheet.png"))
     frame = pd.DataFrame(predictions)
@@ -122,7 +126,8 @@ def _write(output: Path, run: Run, predictions: list[dict[str, Any]], unreadable
     write_json(record, {**origin, "predictions": predictions, "unreadable": unreadable})
     shown = predictions[:64]
     captions = [f"{Path(row['file']).name}\n{row['prediction']} ({row['probability']:.1%})" for row in shown]
-    images = [_read(Path(row["file"]), 160) for row in shown]
+    paths = {printable(path): path for path in files}
+    images = [_read(paths[row["file"]], 160) for row in shown]
     figures.save(figures.image_grid(images, captions, f"{len(shown)} of {len(predictions):,} images"), sheet)
     return [table, record, sheet]
 

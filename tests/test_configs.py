@@ -16,7 +16,9 @@ from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
 # What builds, copies of sections, and what torchmetrics checks. Everything else that conf has has a rule.
-UNRULED = r"scheduler$|.*\._(target|partial)_$|model\.(optimizer|scheduler|loss|metrics)\b|metrics\.\w+\.|data\.source\."
+UNRULED = (
+    r"scheduler$|.*\._(target|partial)_$|model\.(optimizer|scheduler|loss|metrics)\b|metrics\.\w+\.|data\.source\."
+)
 NEEDED = {  # what a data set must be told
     "data=dataset": ["data.source._target_=torchvision.datasets.FakeData"],
     "data=torchvision": ["data.name=FashionMNIST"],

@@ -46,6 +46,9 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
