@@ -95,10 +95,13 @@ RULES: dict[str, Rule] = {
     "tta": choice("none", "flip", "multicrop"),
     "format": choice("onnx", "torch"),
     # what is built
-    "data model trainer loss *Classifier.network GAN.network MapDataset.source": OBJECT,
+    "data model trainer loss *Classifier.network *Classifier.optimizer GAN.network MapDataset.source": OBJECT,
     "extras paths": SECTION,
-    "MapDataset.val_source MapDataset.test_source data.augment.* callbacks.* logger.* metrics.*": OBJECT | NULL,
-    "callbacks logger metrics Torchvision.options HuggingFace.options TimmNetwork.options": SECTION | NULL,
+    "MapDataset.val_source MapDataset.test_source data.augment.* callbacks.* logger.* metrics.* model.metrics.*": OBJECT
+    | NULL,
+    "*Classifier.loss": OBJECT | NULL,
+    "callbacks logger metrics *Classifier.metrics GAN.metrics": SECTION | NULL,
+    "Torchvision.options HuggingFace.options TimmNetwork.options": SECTION | NULL,
     "*Classifier.scheduler GAN.scheduler": FACTORY | NULL,
     "data.augment": Rule(("a section (its files have a slash: data/augment=NAME)",), SECTION.fits) | NULL,
     "optimizer scheduler.factory hydra.launcher hydra.sweeper": OBJECT,
