@@ -39,7 +39,7 @@ def plain(*overrides: str, folder: Path) -> dict[str, Any]:
     needed = [option for override in overrides for option in NEEDED.get(override, ())]
     cfg = composed(*overrides, *needed, folder=folder)
     check_values(cfg, "train")
-    unruled = {names[-1] for names, *_ in named_values(cfg) if not any(map(rule_of, names))}
+    unruled = {names[-1] for names, *_ in named_values(cfg) if not any(map(rule_of, [f"train:{names[-1]}", *names]))}
     assert not {name for name in unruled if not re.match(UNRULED, name)}
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)

@@ -95,7 +95,8 @@ RULES: dict[str, Rule] = {
     "tta": choice("none", "flip", "multicrop"),
     "format": choice("onnx", "torch"),
     # what is built
-    "data model trainer loss *Classifier.network *Classifier.optimizer GAN.network MapDataset.source": OBJECT,
+    "train:data train:model train:trainer train:loss train:optimizer eval:trainer eval:data shards:data": OBJECT,
+    "*Classifier.network *Classifier.optimizer GAN.network MapDataset.source": OBJECT,
     "extras paths": SECTION,
     "MapDataset.val_source MapDataset.test_source data.augment.* callbacks.* logger.* metrics.* model.metrics.*": OBJECT
     | NULL,
@@ -104,7 +105,7 @@ RULES: dict[str, Rule] = {
     "Torchvision.options HuggingFace.options TimmNetwork.options": SECTION | NULL,
     "*Classifier.scheduler GAN.scheduler": FACTORY | NULL,
     "data.augment": Rule(("a section (its files have a slash: data/augment=NAME)",), SECTION.fits) | NULL,
-    "optimizer scheduler.factory hydra.launcher hydra.sweeper": OBJECT,
+    "scheduler.factory hydra.launcher hydra.sweeper": OBJECT,
     "GAN.optimizer": SECTION,
     "model.optimizer.generator model.optimizer.discriminator": OBJECT,
     "optimizer._partial_ model.optimizer.*._partial_ scheduler.factory._partial_": TRUE,
@@ -198,7 +199,7 @@ RULES: dict[str, Rule] = {
     "trainer.default_root_dir": TEXT | NULL,
     "trainer.strategy": TEXT | OBJECT,
     "trainer.devices": whole(1, 1024) | choice(-1) | TEXT | several(whole(0)),
-    "trainer.precision": TEXT | choice(16, 32, 64) | NULL,
+    "trainer.precision": Rule(("a name such as bf16-mixed",), TEXT.fits) | choice(16, 32, 64) | NULL,
     "trainer.max_epochs": whole(1) | choice(-1) | NULL,
     "trainer.max_steps": whole(1) | choice(-1),
     "trainer.min_epochs trainer.min_steps": whole(0) | NULL,
