@@ -115,10 +115,10 @@ def switched_off(word: str) -> str:
 
 def trusted(given: Given) -> list[str]:
     """The packages that the command line trusts: `trusted=[a,b]`."""
-    packages = yaml.safe_load(given.get("trusted", "[]"))
-    if not isinstance(packages, list):
-        raise ValueError(f"trusted={given['trusted']} must be a list, such as trusted=[mylab]")
-    return packages
+    words = given.get("trusted", "[]")
+    if not re.fullmatch(r"\[.*\]", words):
+        raise ValueError(f"trusted={words} must be a list, such as trusted=[mylab]")
+    return [str(word) for word in yaml.safe_load(words)]
 
 
 def log_dir(given: Given) -> str:
@@ -165,11 +165,9 @@ def user_error(error: BaseException) -> BaseException | None:
     told = str(error)
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
-    if isinstance(error, (MemoryError, RuntimeError)) and (
-        NO_MEMORY.search(str(error)) or isinstance(error, MemoryError)
-    ):
-        advice = "lower data.batch_size, data.image_size or the size of the network"
-        return ValueError(f"out of memory: {advice} ({str(error).strip().splitlines()[0]})")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        advice, told = "lower data.batch_size, data.image_size or the size of the network", str(error).split("\n")[0]
+        return ValueError(f"out of memory: {advice} ({told})")
     is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
     # Hydra 1.3 says in its own exception what it was building, 1.4 in a note to the original one.
     section = re.search(r"full_key: (\S+)", "\n".join([told, *getattr(error, "__notes__", ())]))
@@ -213,7 +211,8 @@ def _nearest_keys(name: str, keys: list[str]) -> list[str]:
 
 def _keys(config_name: str) -> list[str]:
     """Every config group, and every option, dotted, of the config that the choices of the command line make."""
-    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir() and "," not in word]
+    words = (word for word in sys.argv[1:] if re.fullmatch(r"[^=,]+=[^,]+", word))  # no sweep's
+    choices = [word for word in words if (CONF / word.partition("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(config_name, choices))

@@ -137,9 +137,11 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
 
 def check_network(cfg: DictConfig) -> None:
     """Raises ValueError where a network of ours is told of other images than the data set has."""
-    for key in ("num_classes", "image_size", "channels") if cfg.model.network._target_.startswith("src.") else ():
-        if (told := OmegaConf.select(cfg, f"model.network.{key}", default=cfg.data[key])) != cfg.data[key]:
-            raise ValueError(f"model.network.{key}={told} must be {cfg.data[key]}, as data.{key}: leave it out")
+    ours = str(OmegaConf.select(cfg, "model.network._target_")).startswith("src.")
+    for key in ("num_classes", "image_size", "channels") if ours else ():
+        told, its = (OmegaConf.select(cfg, f"{place}.{key}") for place in ("model.network", "data"))
+        if None not in (told, its) and told != its:
+            raise ValueError(f"model.network.{key}={told} must be {its}, as data.{key}: leave it out")
 
 
 def will_validate(trainer: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.official import look_for
@@ -106,7 +106,7 @@ def _check_varied(space: Space, config: DictConfig, command: str) -> None:
             continue  # a choice of a group, which was composed
         values: Any = getattr(of, "choices", None) or (of.low, of.high)  # type: ignore[attr-defined]
         for value in values:
-            given = yaml.safe_load(value) if isinstance(value, str) else value
+            given = OverridesParser.create().parse_override(f"{key}={value}").value()
             OmegaConf.update(config, key.lstrip("+"), given, force_add=True)
             check_values(config, command)
 
