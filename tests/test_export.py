@@ -97,7 +97,7 @@ def test_the_error_is_that_of_the_logits() -> None:
 
 
 MISTAKES = {
-    "format=tensorrt": "choose onnx or torch",
+    "format=tensorrt": "must be onnx or torch",
     "path=/proc/nowhere/model.onnx": "No such file.*/proc/nowhere",
     "path={tmp}": "it is a folder",
     "path={tmp}/file/model.onnx": "{tmp}/file",

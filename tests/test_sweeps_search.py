@@ -135,7 +135,9 @@ def test_failed_trials_do_not_stop_a_search(standin: Standin) -> None:
 
 @pytest.mark.parametrize("how", [[OPTUNA, LR, "hydra/sweeper/pruner=median", "hydra.sweeper.n_trials=2"], ["lr=1,2"]])
 def test_a_sweep_as_a_dry_run_ends_well_though_no_job_leaves_results(standin: Standin, how: list[str]) -> None:
-    code, output = standin.sweep(*how, "kind=dry", "+logger.csv._target_=x", "++trainer.fast_dev_run=true")
+    code, output = standin.sweep(
+        *how, "kind=dry", "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger", "++trainer.fast_dev_run=true"
+    )
     assert code == 0, output
     assert "This was a dry run (trainer.fast_dev_run)" in output
     assert count(standin.jobs()) == {"done": 2}
