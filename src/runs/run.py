@@ -70,13 +70,16 @@ def saved_config(folder: Path, checkpoint: dict[str, Any], trusted: Iterable[str
 def resumed_config(name: str, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> dict[str, Any]:
     """The config of a run that is to go on, `resume` set to its folder.
 
+    One that was killed between the first checkpoint of all, its best one, and `last.ckpt` begins again.
+
     Raises:
         RunError: no such run, no checkpoint in it, or a config that is refused.
     """
     folder = find_run(name, logs).resolve()
-    if not (folder / LAST).is_file():
+    found = [path for path in (folder / LAST, *folder.glob(f"{CHECKPOINTS}/epoch_*.ckpt")) if path.is_file()]
+    if not found:
         raise RunError(f"{folder} has no {LAST} to resume from: start the run again")
-    config = saved_config(folder, load_checkpoint(folder / LAST), trusted)
+    config = saved_config(folder, load_checkpoint(found[0]), trusted)
     return {**config, "resume": str(folder)}
 
 
