@@ -7,7 +7,10 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +34,9 @@ USER_ERRORS = (
     *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
 )
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
+LOST = RunError("a process that trains with this one ended before it; resume=latest goes on from the last checkpoint")
+PARENT = os.getppid()
+GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[Given], Any] = lambda _: None) -> None:
@@ -47,6 +53,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         with one_line_errors(config_name, show_traceback):
             return task(cfg)
 
+    if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
         sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
@@ -133,20 +141,37 @@ def quieten() -> None:
 
 @contextmanager
 def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
-    """Ends the program with one message and exit code 1 where the user made a mistake."""
+    """Ends the program with one message and exit code 1 where the user made a mistake, with 130 after Ctrl-C."""
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes an exit with 1 of the one
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
+        raise
     except Exception as error:
         cause = user_error(error)
         if show_traceback or cause is None:
             raise
-        print(f"error: {explain(cause, config_name)}", file=sys.stderr)
+        # One process tells of another that was lost: the first, or those that were left by it.
+        if not (cause is LOST and int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.getppid() == PARENT):
+            print(f"error: {explain(cause, config_name)}", file=sys.stderr)
         sys.exit(1)
+
+
+def end_with_parent() -> None:
+    """Ends a process of several that train together once the one that started it has gone."""
+    while os.getppid() == PARENT:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)  # where it waits for another for ever
 
 
 def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
     told = str(error)
+    if isinstance(error, RuntimeError) and re.search(r"\bgloo\b|\bNCCL\b", told):
+        return LOST
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
     is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
