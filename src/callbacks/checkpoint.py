@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -129,11 +129,11 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.started is not None:
             self.started()
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         loop._restarting = False  # else the first epoch leaves a plateau schedule as it is
         if loop.epoch_progress.current.ready == loop.epoch_progress.current.processed:
             loop.epoch_loop.restarting = False  # else, with max_steps, an epoch without a step comes first
-        trainer.should_stop = any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in trainer.callbacks)
+        trainer.should_stop = any(callback.stopped_epoch > 0 for callback in trainer.early_stopping_callbacks)
         # Counts only where the run goes on in mid-epoch: then on_train_epoch_start is not called.
         for kind, state in self._random_state.items():
             if state is not None:
