@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ import yaml
 from hydra import errors
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.runs.build import CONF, register_resolvers
-from src.runs.folder import RunError
+from src.runs.build import register_resolvers
+from src.runs.folder import CONF, RunError
 
 USER_ERRORS = (
-    *(ValueError, FloatingPointError, ModuleNotFoundError, RunError, errors.HydraException, OmegaConfBaseException),
-    *(FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError),
+    *(ValueError, FloatingPointError, ImportError, RunError, OSError),
+    *(errors.HydraException, OmegaConfBaseException),
 )
+NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 LOST = RunError("a process that trains with this one ended before it; resume=latest goes on from the last checkpoint")
 PARENT = os.getppid()
@@ -57,6 +59,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         threading.Thread(target=end_with_parent, daemon=True).start()
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        check_flags(config_name)
         sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
@@ -87,7 +90,7 @@ def go_on(given: Given) -> str | None:
         raise RunError("resume= goes on with one run; a sweep goes on with resume_sweep=FOLDER")
     from src.runs.run import resumed_config
 
-    config = resumed_config(given["resume"], log_dir(given), trusted(given))
+    config = resumed_config(given["resume"], log_dir(given), trusted(given), {key.lstrip("+") for key in given})
     for key, value in given.items():
         if isinstance(config.get(key), dict) and not value.startswith("{"):
             raise RunError(f"{key}={value} would change a whole section of a saved config; write {key}.KEY=VALUE")
@@ -96,8 +99,20 @@ def go_on(given: Given) -> str | None:
             config["model"][key] = f"${{{key}}}"  # so that an override changes both
     own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
-    ConfigStore.instance().store("resumed", {"defaults": defaults, "hydra": own, **config})
+    ConfigStore.instance().store("resumed", {**config, "defaults": defaults, "hydra": own})
     return "resumed"
+
+
+def check_flags(config_name: str) -> None:
+    """Refuses a flag that Hydra lacks, such as `--model vgg11`, and says how the option is written."""
+    _, others = get_args_parser().parse_known_args()
+    if unknown := [word for word in others if word.startswith("-")]:
+        name, given, value = unknown[0].lstrip("-").partition("=")
+        value = value if given else "".join(sys.argv[sys.argv.index(unknown[0]) + 1 :][:1]) or "VALUE"
+        hint = name if name in (keys := _keys(config_name)) else next(iter(_nearest_keys(name, keys)), "KEY")
+        raise ValueError(f"there is no flag {unknown[0]}: options are written without dashes, {hint}={value}")
+    if others:
+        raise ValueError(f"{others[0]}: options are written KEY=VALUE, all in one go, before or after flags such as -m")
 
 
 def switched_off(word: str) -> str:
@@ -110,7 +125,10 @@ def switched_off(word: str) -> str:
 
 def trusted(given: Given) -> list[str]:
     """The packages that the command line trusts: `trusted=[a,b]`."""
-    return list(yaml.safe_load(given.get("trusted", "[]")) or [])
+    packages = yaml.safe_load(given.get("trusted", "[]"))
+    if not isinstance(packages, list):
+        raise ValueError(f"trusted={given['trusted']} must be a list, such as trusted=[mylab]")
+    return packages
 
 
 def log_dir(given: Given) -> str:
@@ -174,6 +192,11 @@ def user_error(error: BaseException) -> BaseException | None:
         return LOST
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
+    if isinstance(error, (MemoryError, RuntimeError)) and (
+        NO_MEMORY.search(str(error)) or isinstance(error, MemoryError)
+    ):
+        advice = "lower data.batch_size, data.image_size or the size of the network"
+        return ValueError(f"out of memory: {advice} ({str(error).strip().splitlines()[0]})")
     is_users = isinstance(error, USER_ERRORS) or type(error).__name__ == "MisconfigurationException"
     # Hydra 1.3 says in its own exception what it was building, 1.4 in a note to the original one.
     section = re.search(r"full_key: (\S+)", "\n".join([told, *getattr(error, "__notes__", ())]))
@@ -189,12 +212,14 @@ def explain(error: BaseException, config_name: str) -> str:
     """The error's message, and for a name that does not exist the nearest ones that do."""
     if isinstance(error, errors.MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        hint = _did_you_mean(name, error.options)
+        hint = _did_you_mean(difflib.get_close_matches(name, error.options, cutoff=0.5))
         return f"there is no {group}={name}{hint} All: {', '.join(sorted(error.options))}."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
     message = str(error).strip()
     key = re.search(r"Could not override '([^'@]+)", message)
     if isinstance(error, errors.ConfigCompositionException) and key and not message.startswith("In '"):
-        hint = _did_you_mean(key[1], _keys(config_name))
+        hint = _did_you_mean(_nearest_keys(key[1], _keys(config_name)))
         return f"there is no option {key[1]!r}{hint} A new one is added with +{key[1]}=..."
     if isinstance(error, errors.OverrideParseException):
         return f"{message}\nHydra reads some characters as its own; a value that has them is written 'KEY=\"VALUE\"'."
@@ -202,19 +227,27 @@ def explain(error: BaseException, config_name: str) -> str:
     return (resolved[1] if resolved else message) or type(error).__name__
 
 
-def _did_you_mean(name: str, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, set(options), n=3, cutoff=0.5)
+def _did_you_mean(near: list[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else "."
 
 
+def _nearest_keys(name: str, keys: list[str]) -> list[str]:
+    """The options that end as `name` does, or else those that look like it, the nearest first."""
+    keys = [key for key in keys if key != name]  # it may be there in one job of a sweep
+    same = [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    return difflib.get_close_matches(name, same or keys, cutoff=0 if same else 0.5)
+
+
 def _keys(config_name: str) -> list[str]:
-    """Every option of the config, dotted, and every config group."""
+    """Every config group, and every option, dotted, of the config that the choices of the command line make."""
+    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir() and "," not in word]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name))
+        config = OmegaConf.to_container(hydra.compose(config_name, choices))
 
     def inside(node: Any, prefix: str) -> list[str]:
         children = node.items() if isinstance(node, dict) else ()
         return [key for name, child in children for key in (f"{prefix}{name}", *inside(child, f"{prefix}{name}."))]
 
-    return [*(path.name for path in CONF.iterdir() if path.is_dir()), *inside(config, "")]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    return list(dict.fromkeys([*groups, *inside(config, "")]))

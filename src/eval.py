@@ -15,10 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.runs.build import build
-from src.runs.folder import events_folder, write_json, write_whole
+from src.runs.folder import events_folder, write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
+from src.runs.values import check_values
 
+# What decides which images are held out, by split.
+SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 MOST = 10_000  # images of each kind that a GAN's samples are compared with
 
 
@@ -44,14 +47,13 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
     """
+    check_values(cfg, "eval")
     from lightning.pytorch.callbacks import Timer
 
     from src.callbacks.progress import ProgressBar
-    from src.evaluation.metrics import VIEWS, measure, predictions
+    from src.evaluation.metrics import measure, predictions
     from src.modules.classifier import ImageClassifier
 
-    if cfg.tta not in VIEWS:
-        raise ValueError(f"tta={cfg.tta} is unknown; choose {', '.join(VIEWS)}.")
     cli.quieten()
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     judge = None if cfg.features is None else _judge(run, cfg)
@@ -96,6 +98,10 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     data = {**data, **kept, "channels": len(kept["mean"]), "augment": None} if another else data
     if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
+    own = run.config.data
+    deciding = () if another else SPLITTING.get(cfg.split, ())
+    if mixing := [f"data.{key}={data[key]}" for key in deciding if data.get(key) != own.get(key)]:
+        raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
     if trainer["precision"] in (None, "fastest"):
         precision = str(run.config.trainer.precision)
         trainer["precision"] = "32-true" if precision.startswith("16") and not torch.cuda.is_available() else precision
@@ -210,6 +216,8 @@ def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: 
     run, data = objects["run"], type(objects["datamodule"]).__name__
     epoch, step = run.checkpoint["epoch"], run.checkpoint["global_step"]
     what = ["none" if own_data else data.lower(), "none" if own_data and cfg.split == "test" else cfg.split]
+    limit, its = (config["data"].get("limit") for config in (run.config, run.checkpoint["config"]))
+    what += [f"limit{limit}" if own_data and limit != its else "none"]
     what += [cfg.tta, Path(cfg.ckpt_path or "none").stem]
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)
@@ -219,7 +227,7 @@ def _write(cfg: DictConfig, own_data: bool, metrics: dict[str, float], objects: 
     if "predictions" in objects:
         for name in ("per_class", "predictions"):
             files.append(output / f"{name}{suffix}.csv")
-            write_whole(files[-1], objects[name].to_csv(index=False, float_format="%.6g"))
+            write_csv(files[-1], objects[name], "%.6g")
         title = f"{type(run.network).__name__} on {data}, {cfg.split}, tta={cfg.tta}".removesuffix(", tta=none")
         with SummaryWriter(events_folder(output)) as writer:
             for name, figure in _draw(cfg.split, title, objects):

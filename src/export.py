@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from src import cli
 from src.runs.folder import whole
 from src.runs.run import Run, open_run
+from src.runs.values import check_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,8 +61,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         ValueError, RunError, OSError: the config asks for something that cannot be done.
         ModuleNotFoundError: ONNX is not installed.
     """
-    if cfg.format not in ENDINGS:
-        raise ValueError(f"format={cfg.format} is unknown; choose {' or '.join(ENDINGS)}.")
+    check_values(cfg, "export")
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():

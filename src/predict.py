@@ -17,9 +17,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src import cli
-from src.runs.folder import write_json, write_whole
+from src.runs.folder import write_csv, write_json
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table
+from src.runs.values import check_values
 
 
 def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -33,6 +34,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, RunError: nothing to predict, or nothing to predict with.
     """
+    check_values(cfg, "predict")
     if cfg.input is None:
         raise ValueError("say what to look at: input=IMAGE, FOLDER or PATTERN")
     files = find_images(cfg.input)
@@ -40,7 +42,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     start = time.perf_counter()
     predictions, unreadable = _predict(run, files, cfg.batch_size)
     speed = len(files) / (time.perf_counter() - start)
-    written = _write(Path(cfg.paths.output_dir), run, predictions, unreadable) if predictions else []
+    written = _write(Path(cfg.paths.output_dir), run, files, predictions, unreadable) if predictions else []
     metrics = {"images": len(predictions), "unreadable": len(unreadable), "images_per_s": speed}
     return metrics, {"cfg": cfg, "run": run, "predictions": predictions, "unreadable": unreadable, "files": written}
 
@@ -67,6 +69,7 @@ def find_images(given: str) -> list[Path]:
 def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     import torch
 
+    from src.data.decode import printable
     from src.data.preprocess import Preprocess
 
     link = getattr(run.model, "link", torch.nn.Softmax(dim=1))
@@ -78,7 +81,7 @@ def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[st
         for first in range(0, len(files), batch_size):
             batch = files[first : first + batch_size]
             read = pool.map(lambda file: _read(file, preprocess.shorter, preprocess.channels), batch)
-            found = dict(zip(map(str, batch), read, strict=True))
+            found = dict(zip(map(printable, batch), read, strict=True))
             images = {file: torch.tensor(image) for file, image in found.items() if not isinstance(image, str)}
             unreadable += [{"file": file, "reason": found[file]} for file in found if file not in images]
             if not images:
@@ -107,20 +110,24 @@ def _read(file: Path, side: int, channels: int = 3) -> Any:
         return str(error).replace(repr(str(file)), "").strip() or type(error).__name__
 
 
-def _write(output: Path, run: Run, predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]) -> list[Path]:
+def _write(
+    output: Path, run: Run, files: list[Path], predictions: list[dict[str, Any]], unreadable: list[dict[str, str]]
+) -> list[Path]:
     import pandas as pd
 
     from src import figures
+    from src.data.decode import printable
 
     table, record, sheet = (output / name for name in ("predictions.csv", "predictions.json", "contact_sheet.png"))
     frame = pd.DataFrame(predictions)
     frame = frame.join(pd.DataFrame(list(frame.pop("probabilities"))).add_prefix("p_"))
-    write_whole(table, frame.to_csv(index=False, float_format="%.6g"))
+    write_csv(table, frame, "%.6g")
     origin = {"checkpoint": str(run.checkpoint_path), "classes": run.classes}
     write_json(record, {**origin, "predictions": predictions, "unreadable": unreadable})
     shown = predictions[:64]
     captions = [f"{Path(row['file']).name}\n{row['prediction']} ({row['probability']:.1%})" for row in shown]
-    images = [_read(Path(row["file"]), 160) for row in shown]
+    paths = {printable(path): path for path in files}
+    images = [_read(paths[row["file"]], 160) for row in shown]
     figures.save(figures.image_grid(images, captions, f"{len(shown)} of {len(predictions):,} images"), sheet)
     return [table, record, sheet]
 

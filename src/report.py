@@ -21,10 +21,11 @@ import pandas as pd
 
 from src import cli
 from src.runs import table as tables
-from src.runs.build import CONF, build, mode_of, register_resolvers
-from src.runs.folder import CONFIG, HYDRA, OVERRIDES, RunError, find_runs, read_yaml, write_whole
+from src.runs.build import build, mode_of, register_resolvers
+from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import CAPTION, REPEATS, Row, repeated
+from src.runs.values import check_values
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -78,7 +79,7 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[lis
     rows, every, output = compare(runs), _every(runs.values()), output or common / "report"
     page = _page(rows, runs, every, [folder for folder in given if folder not in map(Path.resolve, folders)])
     tables.write_summary(output, rows)
-    write_whole(output / "runs.csv", every.to_csv(index=False))
+    write_csv(output / "runs.csv", every)
     means = f"{tables.markdown(overview(rows))}\n{CAPTION}\n\n" if rows else ""
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
@@ -89,9 +90,7 @@ def read_run(folder: Path, common: Path) -> Record:
     """What a run's folder says; one that cannot be read has a status that says why, and nothing else."""
     name = str(folder.resolve().relative_to(common)) if folder.resolve() != common else folder.name
     try:
-        config, results, numbers = read_yaml(folder / CONFIG), read_results(folder), read_numbers(folder)
-        if not isinstance(config, dict):
-            raise RunError(f"{folder / CONFIG} is no config")
+        config, results, numbers = read_config(folder), read_results(folder), read_numbers(folder)
         settings = _telling(pd.json_normalize(config).to_dict("records")[0])
         settings |= {"seed": str(results["seed"])} if "seed" in results else {}  # it may have been drawn
         choices = (read_yaml(folder / HYDRA) or {"hydra": {"runtime": {"choices": {}}}})["hydra"]["runtime"]["choices"]
@@ -190,6 +189,8 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
 
     from src.networks.cost import describe
 
+    if wrong := [word for word in overrides if "=" not in word]:
+        raise ValueError(f"{wrong[0]}: options are written KEY=VALUE, such as data.image_size=224")
     given = dict(word.split("=", 1) for word in [*SIZE, *overrides])
     every = ",".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
     costs, failed = {}, {}
@@ -197,6 +198,7 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in given.pop("model", every).split(","):
             cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
+            check_values(cfg, "train")
             try:
                 with torch.device("meta"):  # shapes without memory or work
                     costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)

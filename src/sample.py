@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from src import cli
 from src.runs.folder import whole
 from src.runs.run import open_run
+from src.runs.values import check_values
 
 ACROSS = 16  # samples of a class on the sheet
 
@@ -30,14 +31,13 @@ def sample(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, RunError: the run is no GAN's, or it knows no such class.
     """
+    check_values(cfg, "sample")
     import numpy as np
     import torch
 
     from src import figures
     from src.modules.gan import GAN
 
-    if cfg.count < 1:
-        raise ValueError(f"count={cfg.count} must be at least 1.")
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     if not isinstance(run.model, GAN):
         raise ValueError(f"{run.folder} is no run of a GAN, from which samples could be drawn.")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from src import cli
 from src.runs.build import build
+from src.runs.values import check_values
 
 
 def shards(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -22,6 +23,7 @@ def shards(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Raises:
         ValueError, FileNotFoundError, FileExistsError, ...: there are no such images, or `out` is there.
     """
+    check_values(cfg, "shards")
     from src.data.shards import write_shards
 
     if "mode" in cfg.data:

@@ -6,6 +6,7 @@ python -m src.train --help
 """
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from src import cli
 from src.data.official import look_for
 from src.runs import record as records
-from src.runs.build import build, build_each, build_model, check_config, register_resolvers, trusted_packages
+from src.runs.build import build, build_each, build_model, register_resolvers
 from src.runs.folder import LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
+from src.runs.trust import check_config
+from src.runs.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,10 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         ValueError, FileNotFoundError, ...: the config asks for something that cannot be done.
         FloatingPointError: the loss is no longer a number.
     """
+    register_resolvers()
+    check_values(cfg, "train")
+    look_for(cfg.data)
+
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -47,7 +54,6 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     from src.modules.losses import class_weights
 
     cli.quieten()
-    register_resolvers()
     if "hydra" in cfg:  # composed with return_hydra_config=True: Hydra's own part is none of the run's
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if cfg.trainer.precision == "fastest":  # decided here once: the checkpoints' config has the decision
@@ -64,6 +70,9 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     logger = build_each(cfg.logger)
     callbacks = [record, *build_each(cfg.callbacks)]
     keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    place = OmegaConf.select(cfg, "callbacks.model_checkpoint.dirpath")
+    if place is not None and Path(place).resolve() != record.folder.resolve():
+        raise ValueError(f"callbacks.model_checkpoint.dirpath={place} must be {record.folder}, where runs are opened")
     parts = {"callbacks": callbacks, "logger": logger, "plugins": [AtomicCheckpointIO()]}
     trainer = build(cfg.trainer, enable_checkpointing=keeps, **parts)
     spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
@@ -76,18 +85,19 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     datamodule.prepare_data()
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes  # which a data set may have counted
+    check_network(cfg)
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     resumes = cfg.resume is not None and (output / LAST).is_file()
     model = build_model(cfg, None if resumes or cfg.ckpt_path is not None else datamodule)
-    drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0)
+    drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0 and will_validate(trainer))
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:
-        check_config(config, trusted_packages(cfg.trusted))
+        check_config(config, cfg.trusted)
     except RunError as error:
         log.warning("this run will train, but nothing will open or resume it: %s", error)
     if drawn and trainer.is_global_zero:
@@ -123,6 +133,19 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     return metrics, objects
 
 
+def check_network(cfg: DictConfig) -> None:
+    """Raises ValueError where a network of ours is told of other images than the data set has."""
+    for key in ("num_classes", "image_size", "channels") if cfg.model.network._target_.startswith("src.") else ():
+        if (told := OmegaConf.select(cfg, f"model.network.{key}", default=cfg.data[key])) != cfg.data[key]:
+            raise ValueError(f"model.network.{key}={told} must be {cfg.data[key]}, as data.{key}: leave it out")
+
+
+def will_validate(trainer: Any) -> bool:
+    """Whether the trainer comes to a validation at all, given images for it."""
+    ends = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    return trainer.limit_val_batches > 0 and (trainer.check_val_every_n_epoch or 1) <= ends
+
+
 def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
     """Takes out what watches a metric that never comes, the last epoch is then what counts; and what lacks a logger."""
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -132,7 +155,8 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 
     monitor = OmegaConf.select(cfg, "scheduler.monitor", default="")
     if never_comes(monitor):
-        raise ValueError("this scheduler watches a validation metric, and there is no validation (data.val_size=0)")
+        reasons = "data.val_size=0, trainer.limit_val_batches=0 or too large a trainer.check_val_every_n_epoch"
+        raise ValueError(f"scheduler.monitor={monitor or 'null'} never comes, as there is no validation: {reasons}")
     for callback in list(trainer.callbacks):
         if isinstance(callback, ModelCheckpoint) and never_comes(callback.monitor):
             callback.monitor, callback.save_top_k = None, 0
@@ -145,17 +169,16 @@ def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
 
 
 def main(cfg: DictConfig) -> float | None:
-    output = Path(cfg.paths.output_dir)
-    if cfg.resume is None and starts_again() and (output / LAST).is_file():
-        cfg = OmegaConf.create(resumed_config(str(output), trusted=cfg.trusted))
+    if cfg.resume is None and starts_again() and Path(cfg.paths.output_dir, LAST).is_file():
+        own = ("data.download", "data.mirror")  # the command line is the same as at the first start
+        cfg = OmegaConf.create(resumed_config(cfg.paths.output_dir, cfg.paths.log_dir, cfg.trusted, own))
     with removed_unless_started(Path(HydraConfig.get().runtime.output_dir)) as started:
-        look_for(cfg.data)
         metrics, objects = train(cfg, started)
     if cfg.trainer.fast_dev_run or cfg.optimized_metric is None:
         return None
     if cfg.optimized_metric not in metrics and objects["datamodule"].size("val"):
         known = ", ".join(sorted(metrics))
-        raise ValueError(f"optimized_metric={cfg.optimized_metric} was not logged; there are {known}")
+        log.warning("optimized_metric=%s was not logged; there are %s", cfg.optimized_metric, known)
     return metrics.get(cfg.optimized_metric)
 
 

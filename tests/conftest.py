@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 # Read when torch is loaded, here and in the commands: threads that wait for each other give way to whatever else runs.
@@ -22,13 +23,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.build import CONF, register_resolvers
+from src.runs.build import register_resolvers
+from src.runs.folder import CONF
+from tests.warm import ROOT, Command
 
 # A developer's own places stay out of the tests.
 for variable in ("CLASSICS_DATA_DIR", "CLASSICS_LOG_DIR"):
     os.environ.pop(variable, None)
 
-ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 needs_cifar10 = pytest.mark.skipif(
@@ -89,9 +91,23 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 
 
 def run_command(
-    *arguments: str, cwd: Path = ROOT, project: Path = ROOT, timeout: float = 300, **options: Any
+    *arguments: str, cwd: Path = ROOT, timeout: float = 300, project: Path = ROOT, cold: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python ARGUMENTS` as a user would, by default from the project's folder."""
+    """Runs `python ARGUMENTS` to its end as a user would, by default from the project's folder.
+
+    Args:
+        cold: load all anew, as the user's Python does; otherwise an entry point is a `Command`.
+        project: where else `src` and `conf` lie.
+        options: further ones of `subprocess.run`, which make it cold.
+    """
+    if arguments[0] == "-m" and project == ROOT and not options and not cold:
+        with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+            code = Command(*arguments, cwd=cwd, stdout=out, stderr=err).wait(timeout)
+            written = []
+            for file in (out, err):
+                file.seek(0)
+                written.append(file.read())
+        return subprocess.CompletedProcess(["python", *arguments], code, *written)
     options["env"] = {**os.environ, "PYTHONPATH": f"{project}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, **options

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from src import cli
 from src.report import report
-from src.runs.build import CONF, register_resolvers
-from src.runs.folder import RunError
+from src.runs.build import register_resolvers
+from src.runs.folder import CONF, RunError
 from src.runs.record import read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train

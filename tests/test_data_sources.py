@@ -15,9 +15,9 @@ from src.data.catalogue import NAMES, HuggingFace, Torchvision, _parameters
 from src.data.source import MapDataset
 from src.export import _deployed
 from src.predict import predict
-from src.runs.build import check_config
 from src.runs.folder import RunError
 from src.runs.run import open_run
+from src.runs.trust import check_config
 from tests.conftest import QUICK, train_here
 
 LETTERS = ["a", "b", "c"]
@@ -237,7 +237,6 @@ def test_items_that_are_no_images_with_labels_are_refused(mode, item, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "disk"}, "data.mode='disk' is unknown; choose 'memory' or 'stream'"),
         ({"mode": "stream", "store": "device"}, "data.store=device holds all images"),
         ({"val_source": iter([])}, r"data\.val_source is a list_iterator; it needs __len__ and __getitem__"),
         ({"val_source": Pictures(0)}, "Pictures, the val images: there are no images"),

@@ -213,7 +213,7 @@ def test_another_data_set_is_seen_as_the_run_s_if_it_has_the_same_classes(run: P
 
 MISTAKES = {
     "split=validation": "choose 'train', 'val' or 'test'",
-    "split=val data.val_size=0": "no validation images",
+    "split=val data.val_size=0": "would mix images",
     "tta=crop": "choose none, flip, multicrop",
     "data.rot=x": "Could not override 'data.rot'",
     "data.mean=half": "data.mean cannot be changed",

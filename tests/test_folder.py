@@ -428,11 +428,6 @@ def test_broken_images_are_named_and_left_out_on_request(root, decoded, content)
     assert data.size("train") + data.size("test") == 30
 
 
-def test_what_is_done_with_broken_images_is_fail_or_skip(root):
-    with pytest.raises(ValueError, match=r"data\.broken='repair' is unknown; choose 'fail' or 'skip'"):
-        ready(root, broken="repair")
-
-
 def test_a_test_size_that_leaves_nothing_is_refused(root):
     with pytest.raises(ValueError, match=r"data\.test_size=0 of 30 training images"):
         ready(root, test_size=0)

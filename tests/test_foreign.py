@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from lightning import LightningModule
 from src.report import report
 from src.runs.record import read_results
 from src.runs.run import open_run
-from tests.conftest import QUICK, ROOT, run_command
+from tests.conftest import QUICK, run_command
+from tests.warm import Command
 
 
 class Score(LightningModule):
@@ -43,8 +43,7 @@ MODEL = ["~model", "+model._target_=tests.test_foreign.Score", "optimized_metric
 def test_it_goes_through_training_kill_resume_opening_and_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = ["-m", "src.train", *DATA, *MODEL, "data.limit=1000", "trainer.max_epochs=300", f"hydra.run.dir={folder}"]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = Command(*command, stdout=subprocess.PIPE)
     for line in process.stdout:
         if line.startswith("epoch   1 "):
             assert " train score -" in line

@@ -45,7 +45,7 @@ def test_train_resume_evaluate_predict_export_and_report_work_one_after_another(
         commands += [command[1:] for command in COMMANDS if command[:3] == ["python", "-m", module]][:most]
     assert len(commands) >= (8 if most is None else 6)
     for command in commands:
-        done = run_command(*command, cwd=tmp_path)
+        done = run_command(*command, cwd=tmp_path, cold=most is None)
         assert done.returncode == 0, (command, done.stderr)
     (run,) = (tmp_path / "logs/train/runs").glob("2*")
     assert (run / "predictions.csv").is_file()

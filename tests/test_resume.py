@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
+from tests.conftest import SILENT, run_command
+from tests.warm import Command
 
 # Dropout, augmentation and momentum: all that draws numbers or keeps state. VGG's two hidden layers drop out.
 NETWORK = ["model=vgg11", "model.network.stages=[8,M,8,M]", "model.network.hidden=[32]"]
@@ -40,11 +40,8 @@ def train(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.train", *arguments], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts,
-    )  # fmt: skip
+def start(*arguments: str) -> Command:
+    return Command("-m", "src.train", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def stop_after_epoch(folder: Path, epoch: int, signum: int, delay: float = 0.0) -> str:
@@ -52,8 +49,7 @@ def stop_after_epoch(folder: Path, epoch: int, signum: int, delay: float = 0.0) 
     return signal_after_epoch(start(*ARGUMENTS, f"hydra.run.dir={folder}"), epoch, signum, delay)
 
 
-def signal_after_epoch(process: subprocess.Popen[str], epoch: int, signum: int, delay: float) -> str:
-    assert process.stdout is not None
+def signal_after_epoch(process: Command, epoch: int, signum: int, delay: float) -> str:
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -197,7 +193,7 @@ def test_twenty_kills_at_random_moments_give_twenty_equal_results(uninterrupted:
         process = start(*ARGUMENTS, f"hydra.run.dir={folder}")
         time.sleep(random.Random(number).uniform(0.5, 1.0) * whole)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
         if (folder / "checkpoints/last.ckpt").exists():
             done = run_command("-m", "src.train", f"resume={folder}")
         else:  # killed before the end of the first epoch: there is nothing to go on from

@@ -12,8 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from src.runs.build import CONF, check_config, mode_of, register_resolvers, trusted_packages
+from src.runs.build import mode_of, register_resolvers
 from src.runs.folder import (
+    CONF,
     RunError,
     draw_seed,
     events_folder,
@@ -27,6 +28,7 @@ from src.runs.folder import (
 )
 from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
 from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
+from src.runs.trust import check_config, trusted_packages
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_a_run_that_was_moved_leads_its_paths_to_where_it_is(run: Path) -> None:
 def test_what_holds_no_checkpoint_of_a_run_is_refused(run: Path, tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
     (tmp_path / "half.ckpt").write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:1000])
-    for name, complaint in (("other.ckpt", "is no checkpoint of a run"), ("half.ckpt", r"truncated.*other\.ckpt")):
+    for name, complaint in (("other.ckpt", "is no checkpoint of a run"), ("half.ckpt", r"damaged.*other\.ckpt")):
         with pytest.raises(RunError, match=complaint):
             load_checkpoint(tmp_path / name)
     with pytest.raises(RunError, match="there is no checkpoint"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from src.report import report
 from src.sweeps import read_jobs
 from tests.conftest import QUICK, ROOT, SILENT, run_command
 from tests.test_launcher import Standin, count
+from tests.warm import Command
 
 SUBMITIT = ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.resources.gpus_per_node=0"]
 
@@ -39,12 +41,10 @@ def test_ddp_inside_a_sweep_runs_each_job_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_gives_every_result_and_one_table(tmp_path: Path) -> None:
     overrides = [*QUICK, *SILENT, "seed=0,1,2", "trainer.max_epochs=3"]
-    command = [sys.executable, "-m", "src.train", "-m", *overrides, f"paths.log_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = Command("-m", "src.train", "-m", *overrides, f"paths.log_dir={tmp_path}", stdout=subprocess.PIPE)
     next(line for line in process.stdout if line.startswith("job 1 running"))
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     folder, output = swept(tmp_path, *overrides)
     assert "Going on with" in output
     assert count(read_jobs(folder)) == {"done": 3}

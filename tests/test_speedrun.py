@@ -108,12 +108,6 @@ def test_filters_of_fixed_norm_stay_there_and_move_by_the_learning_rate() -> Non
     assert (weight - before).norm().item() / before.norm().item() == pytest.approx(0.24, rel=0.25)
 
 
-@pytest.mark.parametrize(("name", "value"), [("lr", 0), ("sgd_lr", -1), ("momentum", 1), ("sgd_momentum", -0.1)])
-def test_impossible_rates_are_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"optimizer.{name}={value}"):
-        Muon([nn.Parameter(normal(4))], **{name: value})
-
-
 # Lookahead
 
 

@@ -18,7 +18,6 @@ import torch
 
 from src.sweeps import read_jobs
 from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
-from tests.test_launcher import count
 from tests.test_resume import NETWORK
 
 pytestmark = pytest.mark.slow
@@ -31,7 +30,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts `python -m ARGUMENTS` as the head of a session, of which nothing is left after the test."""
+    """Starts `python -m ARGUMENTS` as the head of a session of its own."""
     sessions = []
 
     def begin(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -57,11 +56,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def living(session: int, having: str = "") -> list[int]:
-    """The processes of a session whose command line has that text."""
-    listed = subprocess.run(["ps", "-wweo", "pid,sid,stat,args"], capture_output=True, text=True, check=True).stdout
-    rows = (line.split(None, 3) for line in listed.splitlines()[1:])
-    return [int(pid) for pid, sid, state, line in rows if sid == str(session) and state[0] != "Z" and having in line]
+def living(folder: Path, having: str = "") -> list[int]:
+    """The processes whose command lines name the folder of a test, and have that text."""
+    listed = subprocess.run(["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(None, 2) for line in listed.splitlines()[1:])
+    return [int(pid) for pid, state, line in rows if state[0] != "Z" and str(folder) in line and having in line]
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
@@ -74,14 +73,18 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError("".join(lines))
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def saved_step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def ended(process: subprocess.Popen[str], folder: Path) -> str:
     """What a process printed until its end; all that it started ends with it."""
     output, _ = process.communicate(timeout=60)
     for _ in range(100):
-        if not living(process.pid):
+        if not living(folder):
             return output
         time.sleep(0.1)
-    raise AssertionError(f"left behind: {living(process.pid)}\n{output}")
+    raise AssertionError(f"left behind: {living(folder)}\n{output}")
 
 
 @pytest.mark.parametrize(
@@ -103,13 +106,12 @@ def test_all_processes_stop_after_the_same_step_and_go_on_exactly(
     if whom.startswith("all"):
         os.killpg(process.pid, number)
     else:
-        os.kill(process.pid if whom == "first" else living(process.pid, "train_ddp_process_1")[0], number)
-    output = ended(process)
+        os.kill(process.pid if whom == "first" else living(tmp_path, "train_ddp_process_1")[0], number)
+    output = ended(process, tmp_path)
     assert process.returncode == code, output
     assert "Traceback" not in output
     assert output.count("Stopping after this step") == (number == signal.SIGINT)
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert 2 * 28 < saved["global_step"] < 6 * 28
+    assert saved_step(tmp_path / "run/checkpoints/last.ckpt") < 6 * 28
     done = run_command("-m", "src.train", f"resume={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     ours, theirs = (
@@ -127,8 +129,8 @@ def test_all_processes_stop_after_the_same_step_and_go_on_exactly(
 def test_the_kill_of_a_process_ends_the_other_with_one_message(killed: str, start: Start, tmp_path: Path) -> None:
     process = start("src.train", *SMALL, f"hydra.run.dir={tmp_path}/run")
     read_until(process, "epoch   1 ")
-    os.kill(process.pid if killed == "first" else living(process.pid, "train_ddp_process_1")[0], signal.SIGKILL)
-    output = ended(process)
+    os.kill(process.pid if killed == "first" else living(tmp_path, "train_ddp_process_1")[0], signal.SIGKILL)
+    output = ended(process, tmp_path)
     assert process.returncode == (-signal.SIGKILL if killed == "first" else 1)
     errors = [line for line in output.splitlines() if not line.startswith("epoch")]
     assert errors == [
@@ -140,27 +142,27 @@ def test_a_process_that_waits_for_one_that_was_killed_before_the_training_ends_t
     start: Start, tmp_path: Path
 ) -> None:
     process = start("src.train", *SMALL, f"hydra.run.dir={tmp_path}/run")
-    while not living(process.pid, "train_ddp_process_1"):
+    while not living(tmp_path, "train_ddp_process_1"):
         time.sleep(0.05)
     time.sleep(5)
     os.kill(process.pid, signal.SIGKILL)
-    ended(process)
+    ended(process, tmp_path)
 
 
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "src.train", *SMALL]
+LONG = [*SMALL, "trainer.max_epochs=80"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "src.train", *LONG]
 
 
 @pytest.mark.parametrize("whom", ["agent", "worker"])
 def test_torchruns_processes_save_and_end_and_so_does_it(whom: str, start: Start, tmp_path: Path) -> None:
     process = start(*TORCHRUN, f"hydra.run.dir={tmp_path}/run")
     read_until(process, "epoch   1 ")
-    workers = set(living(process.pid, "-m src.train")) - {process.pid}
+    workers = [pid for pid in living(tmp_path) if pid != process.pid]
     os.kill(process.pid if whom == "agent" else max(workers), signal.SIGTERM)
-    output = ended(process)
+    output = ended(process, tmp_path)
     assert process.returncode != 0
     assert "exitcode  : 143" in output or whom == "agent"
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert 2 * 28 < saved["global_step"] < 6 * 28
+    assert saved_step(tmp_path / "run/checkpoints/last.ckpt") < 80 * 28
 
 
 def test_slurms_warning_to_one_task_requeues_the_job_once_all_have_saved(start: Start, tmp_path: Path) -> None:
@@ -174,29 +176,27 @@ def test_slurms_warning_to_one_task_requeues_the_job_once_all_have_saved(start: 
         environment = {f"SLURM_{name}": value for name, value in slurm.items()}
         tasks.append(
             start(
-                "src.train", *SMALL, f"paths.log_dir={tmp_path}", **environment, PATH=f"{tmp_path}:{os.environ['PATH']}"
+                "src.train", *LONG, f"paths.log_dir={tmp_path}", **environment, PATH=f"{tmp_path}:{os.environ['PATH']}"
             )
         )
     read_until(tasks[0], "epoch   1 ")
     tasks[1].send_signal(signal.SIGUSR1)
-    outputs = [ended(task) for task in tasks]
+    outputs = [ended(task, tmp_path) for task in tasks]
     assert [task.returncode for task in tasks] == [143, 143], outputs
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     (last,) = tmp_path.glob("train/runs/slurm_77.0_vgg11_digits/checkpoints/last.ckpt")
-    assert 2 * 28 < torch.load(last, weights_only=True)["global_step"] < 6 * 28
+    assert saved_step(last) < 80 * 28
 
 
 def test_a_sweep_that_is_stopped_stops_the_processes_of_its_jobs(start: Start, tmp_path: Path) -> None:
-    process = start("src.train", "-m", *SMALL, "seed=0,1", f"paths.log_dir={tmp_path}")
+    process = start("src.train", "-m", *LONG, "seed=0,1", f"paths.log_dir={tmp_path}")
     (log,) = waited(lambda: list(tmp_path.glob("train/multiruns/*/0/output.log")))
     waited(lambda: "epoch   1 " in log.read_text())
-    job = living_group(log)
     process.send_signal(signal.SIGTERM)
-    ended(process)
+    ended(process, tmp_path)
     assert process.returncode == 130
-    assert (log.parent / "checkpoints/last.ckpt").is_file()
-    assert not living(job)
-    assert count(read_jobs(log.parent.parent)) == {"stopped": 1}
+    assert saved_step(log.parent / "checkpoints/last.ckpt") < 80 * 28
+    assert [job.status for job in read_jobs(log.parent.parent)] == ["stopped", "queued"]
 
 
 def waited(result: Callable[[], Any]) -> Any:
@@ -205,9 +205,3 @@ def waited(result: Callable[[], Any]) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError("it has not come in two minutes")
-
-
-def living_group(log: Path) -> int:
-    """The session of the job that prints into this file."""
-    listed = subprocess.run(["ps", "-wweo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
-    return next(int(line.split()[1]) for line in listed.splitlines() if str(log.parent) in line and "train_ddp" in line)

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.eval import evaluate
-from src.runs.build import CONF, build_model
-from src.runs.folder import events_folder
+from src.runs.build import build_model
+from src.runs.folder import CONF, events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train

@@ -19,14 +19,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from src.modules.base import of_each_process
 from src.runs.folder import moved, whole
+from src.runs.run import load_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a file of the final name is always whole."""
+    """Writes beside the target and renames, so that a file of the final name is always whole; reads data, no code."""
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         with whole(Path(path)) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, which hides that the disk is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             file.flush()
             os.fsync(file.fileno())
 
@@ -58,11 +65,19 @@ class RunCheckpoint(ModelCheckpoint):
             raise ValueError(f"optimized_metric={self.monitor} was not logged; what is logged: {known}; {choose}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath))
-        named = {*state["best_k_models"], *(state[f"{kind}_model_path"] for kind in ("best", "kth_best", "last"))}
-        if any(path and os.path.dirname(os.path.normpath(path)) != str(self.dirpath) for path in named):
-            raise ValueError(f"the checkpoint names files outside {self.dirpath}, which is refused: {sorted(named)}")
-        super().load_state_dict(state)
+        super().load_state_dict(moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath)))
+
+
+def check_names(state: dict[str, Any], folder: str) -> None:
+    """Refuses the state of a ModelCheckpoint that names files elsewhere than in its folder: it deletes what it names.
+
+    Raises:
+        ValueError: there is one.
+    """
+    state = moved(state, str(state["dirpath"]), folder)
+    named = {*state["best_k_models"], *(state[f"{kind}_model_path"] for kind in ("best", "kth_best", "last"))}
+    if any(path and os.path.dirname(os.path.normpath(path)) != os.path.normpath(folder) for path in named):
+        raise ValueError(f"the checkpoint names files outside {folder}, which is refused: {sorted(named)}")
 
 
 class RunRecord(Callback):
@@ -119,6 +134,9 @@ class RunRecord(Callback):
             self._random_state = dict(enumerate(checkpoint.get("random_state", []))).get(trainer.global_rank, {})
             self._metrics = checkpoint.get("metrics", {})
             self._earlier_seconds = checkpoint.get("seconds", 0.0)
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
+                    check_names(checkpoint["callbacks"][callback.state_key], str(callback.dirpath))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})

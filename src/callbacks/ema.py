@@ -14,15 +14,10 @@ class EMA(WeightAveraging):
     Its decay grows with the steps (`warmed_up_average`).
 
     Args:
-        decay: share of the average that a step keeps, in the long run.
-
-    Raises:
-        ValueError: the decay is not in [0, 1).
+        decay: share of the average that a step keeps, in the long run; in [0, 1).
     """
 
     def __init__(self, decay: float = 0.99) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay={decay} must be at least 0 and less than 1.")
         super().__init__(use_buffers=True, multi_avg_fn=warmed_up_average(decay))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -21,16 +21,9 @@ class Finetune(Callback):
     Args:
         unfreeze_at: first epoch, counted from 0, that trains the whole network.
         backbone_lr: the backbone's learning rate as a factor of the head's.
-
-    Raises:
-        ValueError: `unfreeze_at` is negative or `backbone_lr` not positive.
     """
 
     def __init__(self, unfreeze_at: int | None = None, backbone_lr: float = 0.1) -> None:
-        if unfreeze_at is not None and unfreeze_at < 0:
-            raise ValueError(f"callbacks.finetune.unfreeze_at is an epoch from 0 on, or null, not {unfreeze_at}.")
-        if backbone_lr <= 0:
-            raise ValueError(f"callbacks.finetune.backbone_lr is a positive factor, not {backbone_lr}.")
         self.unfreeze_at = unfreeze_at
         self.backbone_lr = backbone_lr
 

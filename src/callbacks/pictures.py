@@ -1,14 +1,14 @@
 """What the network is, what it is shown and what it says, as pictures in TensorBoard."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from src.modules.looking import looking_at
 
 
 class TensorBoardPictures(Callback):
@@ -57,20 +57,3 @@ def tensorboard_writer(trainer: Trainer) -> Any:
     """The TensorBoard writer, or None where there is none and on every process but the first."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
-
-
-@contextmanager
-def looking_at(module: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every layer, and the random numbers, are as they were.
-
-    Layers are not all in one mode in training: frozen batch norms are in eval mode.
-    """
-    modes = [(layer, layer.training) for layer in module.modules()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    module.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for layer, training in modes:
-            layer.training = training

@@ -45,8 +45,6 @@ class RandomCrop(Transform):
 
     def __init__(self, padding: int = 4, mode: str = "zero", size: int | None = None) -> None:
         super().__init__()
-        if mode not in ("zero", "reflect"):
-            raise ValueError(f"RandomCrop: mode={mode!r} is unknown; choose 'zero' or 'reflect'.")
         self.padding, self.mode, self.size = padding, mode, size
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:

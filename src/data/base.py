@@ -73,22 +73,13 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if resize is not None and resize < image_size:
             raise ValueError(f"data.resize={resize} must be at least data.image_size={image_size}, cut from it.")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size} must be at least 1.")
-        if channels not in (1, 3):
-            raise ValueError(f"data.channels={channels} must be 3, or 1 for grey images.")
         self.num_classes, self.channels, self.balance, self.root = num_classes, channels, balance, Path(root)
         self.image_size, self.resize = image_size, resize
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
-        if isinstance(augment, str):
-            raise ValueError(f"data.augment={augment}: its files are chosen with a slash, data/augment={augment}.")
-        given = {name: each for name, each in (augment or {}).items() if each is not None}
-        for name, each in given.items():
-            if not callable(each):
-                raise ValueError(f"data.augment.{name}={each} is no transform: it needs a _target_, or null.")
-        steps = [t if isinstance(t, Transform) else PerImage(t) for t in given.values()]
+        given = [each for each in (augment or {}).values() if each is not None]
+        steps = [t if isinstance(t, Transform) else PerImage(t) for t in given]
         self.before_normalize = [t for t in steps if not t.after_normalize]
         self.after_normalize = [t for t in steps if t.after_normalize]
         self.needs_index = any(t.needs_index for t in steps)

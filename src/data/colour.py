@@ -101,8 +101,6 @@ class GaussianBlur(Transform):
 
     def __init__(self, kernel_size: int, sigma: Range = (0.1, 2.0)) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"GaussianBlur: kernel_size={kernel_size} must be odd and above 0.")
         self.kernel_size, self.sigma = kernel_size, sigma
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:

@@ -27,13 +27,22 @@ def decode(path: str | Path, side: int, channels: int = 3) -> np.ndarray:
         return square(image, side, channels)
 
 
+def printable(name: str | Path) -> str:
+    """The name of a file as text that can be printed and written, whatever its bytes are."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def square(image: Image.Image, side: int, channels: int, box: Box | None = None) -> np.ndarray:
     """An image as uint8 RGB, or grey with one channel, (channels, side, side): upright, resized bilinear, antialiased.
 
-    Transparent pixels show white, and 16-bit grey keeps its upper 8 bits.
+    Transparent pixels show white. Grey of more than 8 bits keeps the upper 8 of the 8, 12 or 16 that it needs; floats
+    are of 0..1.
 
     Args:
         box: None is the largest square in the centre.
+
+    Raises:
+        ValueError: grey values of another range.
     """
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     width, height = image.size[::-1] if orientation > 4 else image.size
@@ -55,9 +64,13 @@ def _centre(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         grey = np.asarray(image)
-        image = Image.fromarray((grey // 256 if grey.max() > 255 else grey).astype(np.uint8))
+        low, high = float(grey.min()), float(grey.max())
+        most = 1 if image.mode == "F" else next((most for most in (255, 4095) if high <= most), 65535)
+        if not 0 <= low <= high <= most:
+            raise ValueError(f"its values are {low:g} to {high:g}, not 0 to {most}")
+        image = Image.fromarray((grey * 255 + 0.5 if most == 1 else grey // ((most + 1) // 256)).astype(np.uint8))
     elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

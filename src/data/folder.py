@@ -38,13 +38,10 @@ class ImageFolder(StreamingDataModule):
         options: of `StreamingDataModule`.
     """
 
-    modes = ("auto", "memory", "stream")
     places: Mapping[str, str] = SPLITS
 
     def __init__(self, *, cache_dir: str, broken: str = "fail", num_workers: int | None = None, **options: Any) -> None:
         super().__init__(num_workers=num_workers, **{"mode": "auto", **options})
-        if broken not in ("fail", "skip"):
-            raise ValueError(f"data.broken={broken!r} is unknown; choose 'fail' or 'skip'.")
         self.cache_dir, self.skips, self.side = Path(cache_dir), broken == "skip", self.resize or self.image_size
 
     def fetch(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.data.decode import open_image
+from src.data.decode import open_image, printable
 from src.runs.folder import whole, write_json
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -133,7 +133,7 @@ def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, 
             raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(EXTENSIONS)}. {LAYOUT}")
     all_names = np.concatenate(names)
     header = {
-        "classes": classes,
+        "classes": [printable(name) for name in classes],
         "splits": splits,
         # a change as young as this may not be the last within one tick of the clock: 0 is never found again
         "changed": {os.path.relpath(path, root): then * (then < now - TICK) for path, then in changed.items()},

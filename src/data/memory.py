@@ -66,14 +66,10 @@ class MemoryDataModule(ImageDataModule):
         self, *, store: str = "cpu", folds: int | None = None, fold: int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        if folds is not None and (not isinstance(folds, int) or folds < 2):
-            raise ValueError(f"data.folds={folds} must be a whole number from 2 on, or null for none.")
         number = self.official_folds if folds is None else folds
         if (fold, folds) != (None, None) and fold not in range(number):
             wanted = f"choose 0 to {number - 1}" if number else "it is one of data.folds, which is to be set too"
             raise ValueError(f"data.fold={fold} is out of range; {wanted}.")
-        if store not in ("cpu", "device"):
-            raise ValueError(f"data.store={store!r} is unknown; choose 'cpu' or 'device'.")
         if store == "device" and self.num_workers:
             raise ValueError(f"data.store=device takes no workers; set data.num_workers=0 (it is {self.num_workers}).")
         self.on_device, self.folds, self.fold = store == "device", folds, fold

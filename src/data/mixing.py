@@ -27,10 +27,6 @@ class _Mix(Transform):
 
     def __init__(self, alpha: float = 1.0, p: float = 1.0, until: int | None = None) -> None:
         super().__init__()
-        if alpha <= 0:
-            raise ValueError(f"{type(self).__name__}: alpha={alpha} must be above 0.")
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: p={p} is a chance, from 0 to 1.")
         self.alpha, self.p, self.until = alpha, p, until
 
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
@@ -90,8 +86,6 @@ class MixUpOrCutMix(_Mix):
         self, switch: float = 0.5, mixup: float = 0.2, cutmix: float = 1.0, p: float = 1.0, until: int | None = None
     ) -> None:
         super().__init__(p=p, until=until)
-        if not 0 <= switch <= 1:
-            raise ValueError(f"MixUpOrCutMix: switch={switch} is a chance, from 0 to 1.")
         self.switch, self.mixup, self.cutmix = switch, MixUp(mixup), CutMix(cutmix)
 
     def mix(self, images: Tensor, partners: Tensor, draw: Draw) -> Batch:

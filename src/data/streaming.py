@@ -116,13 +116,10 @@ class StreamingDataModule(MemoryDataModule):
         options: of `MemoryDataModule`.
     """
 
-    modes: Sequence[str] = ("memory", "stream")
     skips = False  # images that cannot be read
 
     def __init__(self, *, mode: str = "memory", test_size: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
-        if mode not in self.modes:
-            raise ValueError(f"data.mode={mode!r} is unknown; choose {' or '.join(map(repr, self.modes))}.")
         if mode == "stream" and self.on_device:
             raise ValueError("data.store=device holds all images, and data.mode=stream none; choose one of them.")
         self.mode, self.streams, self.test_size = mode, mode == "stream", test_size

@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn.functional import nll_loss, pad
 from torchmetrics.functional import classification as tm
 
-VIEWS = ("none", "flip", "multicrop")
-
 
 def views(images: Tensor, tta: str) -> Iterator[Tensor]:
     """The views of images (B, C, S, S) to average predictions over, beside the images themselves.

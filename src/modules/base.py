@@ -99,11 +99,14 @@ class Task(LightningModule):
         self.sums[stage].add(step.items, {"loss": step.loss.detach() * step.items, **step.sums})
         if stage in self.metrics:
             rows = counted(batch[1])
-            try:
-                self.metrics[stage].update(step.output[rows].float(), batch[1][rows].long())  # type: ignore[operator]
-            except (ValueError, RuntimeError) as error:
-                raise ValueError(f"metrics={', '.join(self.metrics[stage])}: {error}") from error  # type: ignore[arg-type]
+            self._update_metrics(self.metrics[stage], step.output[rows], batch[1][rows])
         return step
+
+    def _update_metrics(self, metrics: Any, output: Tensor, labels: Tensor) -> None:
+        try:
+            metrics.update(output.float(), labels.long())
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"metrics={', '.join(metrics)}: {error}") from error
 
     def _check_loss(self) -> None:
         losses = self.sums["train"].flush().get("loss", torch.zeros(0))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.modules.base import Step, Task
+from src.modules.looking import looking_at
 from src.modules.losses import CrossEntropy, counted
 
 
@@ -48,16 +49,34 @@ class ImageClassifier(Task):
         """Mean loss of logits (B, K). Override it for a new one: training and evaluation use it."""
         return self.loss_function(logits, labels)
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "multilabel", False):
             raise ValueError(f"{type(data).__name__} has several labels an image: choose module@model=multilabel.")
-        if (classes := getattr(data, "num_classes", None)) is not None:
+        if stage == "fit" and (classes := getattr(data, "num_classes", None)) is not None:
+            as_here = type(self).step is ImageClassifier.step and type(self).forward is Task.forward
+            if as_here and isinstance(self.example_input_array, Tensor):
+                self._try_network(self.example_input_array.to(self.device), classes)
             labels = torch.zeros(2, dtype=torch.int64, device=self.device)
             value = self.loss(torch.zeros(2, classes, device=self.device), labels)
             if not isinstance(value, Tensor) or value.ndim:
-                got = f"a tensor {(*value.shape,)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"the loss must return its mean over the images, one number; it returned {got}.")
+                raise ValueError(
+                    f"the loss must return its mean over the images, one number; it returned {_described(value)}."
+                )
+
+    def _try_network(self, images: Tensor, classes: int) -> None:
+        """Raises ValueError where images (N, C, H, W) do not become logits of so many classes that the metrics take."""
+        takes = f"{type(self.network).__name__} must make logits {(len(images), classes)} of images {(*images.shape,)}"
+        with looking_at(self):
+            try:
+                logits = self.network.forward(images)  # which compiles nothing
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{takes}: {error}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+            raise ValueError(f"{takes}; it returned {_described(logits)}.")
+        if "val" in self.metrics:
+            metrics: Any = self.metrics["val"]
+            self._update_metrics(metrics.clone(), logits, torch.zeros_like(logits[:, 0]))
 
     def objective(self, output: Any, labels: Tensor) -> Objective:
         """What to minimise, of whatever the network returns in training."""
@@ -74,6 +93,10 @@ class ImageClassifier(Task):
         loss = torch.where(count > 0, self.loss(output, labels), 0.0)
         top5 = output.topk(min(5, output.shape[1]), dim=1).indices == labels[:, None]
         return Step(loss, count, {"acc": count_hits(output, labels), "acc_top5": top5.sum()}, output)
+
+
+def _described(value: Any) -> str:
+    return f"a tensor {(*value.shape,)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ class GAN(Task):
         options: those of `Task`.
 
     Raises:
-        ValueError: an optimizer is missing, an option is out of its range, or images are not in [-1, 1].
+        ValueError: an optimizer is missing, or images are not in [-1, 1].
     """
 
     network: Any
@@ -66,10 +66,6 @@ class GAN(Task):
     ) -> None:
         if not isinstance(optimizer, Mapping) or set(optimizer) != {"generator", "discriminator"}:
             raise ValueError("a GAN has two optimizers: model.optimizer.generator and model.optimizer.discriminator.")
-        if discriminator_steps < 1:
-            raise ValueError(f"model.discriminator_steps={discriminator_steps} must be at least 1.")
-        if not 0 <= decay < 1:
-            raise ValueError(f"model.decay={decay} must be at least 0 and less than 1.")
         super().__init__(network, optimizer, **options)
         self.discriminator_steps, self.average = discriminator_steps, warmed_up_average(decay)
         self.averaged: Any = deepcopy(self.network.generator).requires_grad_(False)

@@ -24,9 +24,6 @@ class GoogLeNetClassifier(ImageClassifier):
     Args:
         aux_weight: one weight >= 0 for both heads, or a pair (w1, w2).
         aux_decay: "linear" or "cosine" takes the weights to 0 at the end of training; None keeps them.
-
-    Raises:
-        ValueError: the weights are negative or not one or two; the decay is unknown.
     """
 
     def __init__(
@@ -34,10 +31,6 @@ class GoogLeNetClassifier(ImageClassifier):
     ) -> None:
         super().__init__(*args, **options)
         weights = (aux_weight, aux_weight) if isinstance(aux_weight, (int, float)) else tuple(aux_weight)
-        if len(weights) != 2 or not all(0 <= w < math.inf for w in weights):
-            raise ValueError(f"aux_weight is one number >= 0 or a pair of them such as [0.3,0.3], got {aux_weight}")
-        if aux_decay is not None and aux_decay not in DECAYS:
-            raise ValueError(f"aux_decay is one of {', '.join(DECAYS)} or null, got {aux_decay!r}")
         self.aux_weights = {"aux1": weights[0], "aux2": weights[1]}
         self.aux_decay = aux_decay
         for head, weight in self.aux_weights.items():

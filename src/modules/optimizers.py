@@ -29,9 +29,6 @@ class Muon(Optimizer):
             (hlb-CIFAR10; Jordan 2024, arXiv 2404.00498, section 3.4).
         weight_decay: decoupled, as in AdamW: each step takes away this share times the learning rate, without
             `bias_factor`.
-
-    Raises:
-        ValueError: a learning rate is not positive, or a momentum not in [0, 1).
     """
 
     def __init__(
@@ -46,12 +43,6 @@ class Muon(Optimizer):
         bias_factor: float = 64.0,
         weight_decay: float = 0.016,
     ) -> None:
-        for name, rate in (("lr", lr), ("sgd_lr", sgd_lr)):
-            if rate <= 0:
-                raise ValueError(f"optimizer.{name}={rate} must be above 0.")
-        for name, value in (("momentum", momentum), ("sgd_momentum", sgd_momentum)):
-            if not 0 <= value < 1:
-                raise ValueError(f"optimizer.{name}={value} must be at least 0 and less than 1.")
         defaults = {"lr": lr, "momentum": momentum, "iterations": iterations, "fixed_norm": fixed_norm}
         others = {"sgd_ratio": sgd_lr / lr, "sgd_momentum": sgd_momentum, "bias_factor": bias_factor}
         super().__init__(params, {**defaults, **others, "weight_decay": weight_decay})

@@ -22,8 +22,6 @@ class CosineWithWarmup(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, start: float = 0.01, end: float = 0.0
     ) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"scheduler.factory.warmup is a part of the training in [0, 1), got {warmup}")
         rise = round(warmup * total_steps)
 
         def factor(step: int) -> float:
@@ -47,8 +45,6 @@ class Triangle(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23, end: float = 0.07
     ) -> None:
-        if not 0 <= peak < 1:
-            raise ValueError(f"scheduler.factory.peak is a part of the training in [0, 1), got {peak}")
         rise = peak * total_steps
 
         def factor(step: int) -> float:

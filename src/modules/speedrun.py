@@ -19,6 +19,7 @@ class WhitenedClassifier(ImageClassifier):
         self.whitening_images = whitening_images
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit" and self.whitening_images:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             images, _ = data.examples("train", min(self.whitening_images, data.size("train")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import zlib
@@ -21,10 +22,13 @@ from typing import Any
 
 import yaml
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 LOGS = Path("logs")
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
 RESULTS, METRICS = "results.json", "csv/metrics.csv"
+
+FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 
 
 class RunError(Exception):
@@ -42,6 +46,9 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
@@ -59,17 +66,52 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
+def write_csv(path: Path, frame: Any, float_format: str | None = None) -> None:
+    """Writes a data frame whole, without its index; what a spreadsheet would run as a formula gets an apostrophe."""
+
+    def plain(cell: Any) -> Any:
+        formula = isinstance(cell, str) and cell.startswith(FORMULA) and not NUMBER.fullmatch(cell)
+        return f"'{cell}" if formula else cell
+
+    write_whole(path, frame.map(plain).rename(columns=plain).to_csv(index=False, float_format=float_format))
+
+
+def read_csv(path: Path) -> Any:
+    """The data frame that `write_csv` wrote."""
+    import pandas as pd
+
+    def as_it_was(cell: Any) -> Any:
+        return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
+
+    return pd.read_csv(path).map(as_it_was)
+
+
 def read_yaml(path: Path) -> Any:
     """A YAML file as plain containers, its interpolations left as text; None where there is none.
 
     Raises:
-        RunError: it is no YAML.
+        RunError: it is no YAML, or has aliases, by which a few lines can be billions of values.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times quicker, where libyaml is there
     try:
-        return yaml.load(path.read_text(), loader) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text() if path.is_file() else ""
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise RunError(f"{path} has YAML aliases, which no file of a run has")
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{path} is no YAML file: {str(error).splitlines()[0]}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config as it was composed, its interpolations left as text.
+
+    Raises:
+        RunError: the file is malformed.
+    """
+    config = read_yaml(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise RunError(f"{folder / CONFIG} is no config")
+    return config
 
 
 def moved(content: Any, there: str, here: str) -> Any:

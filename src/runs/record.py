@@ -14,7 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.runs.folder import CONFIG, HYDRA, METRICS, OVERRIDES, RESULTS, RunError, read_yaml, write_json, write_whole
+from src.runs.folder import (
+    CONFIG,
+    HYDRA,
+    METRICS,
+    OVERRIDES,
+    RESULTS,
+    RunError,
+    read_config,
+    read_yaml,
+    write_json,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,16 +104,25 @@ def restore_csv(loggers: list[Any], folder: Path, steps: int) -> None:
 
 def keep_overrides(cfg: DictConfig, folder: Path) -> None:
     """Adds the overrides of a resumed run to those of its start, and to its config, which is otherwise as it was."""
+    import yaml
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     more = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     more = [override for override in more if not override.startswith("resume=")]
-    config = OmegaConf.create(read_yaml(folder / CONFIG))
+    config = read_config(folder)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     for key in (override.lstrip("+~").partition("=")[0] for override in more):
-        OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
-    write_whole(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create([*_overrides(folder), *more])))
-    write_whole(folder / CONFIG, OmegaConf.to_yaml(config))
+        *above, last = key.split(".")
+        old, new = config, plain
+        for name in above:
+            if not isinstance(old.get(name), dict):  # an interpolation, which stays one no longer
+                last = name
+                break
+            old, new = old[name], new[name]
+        old[last] = new.get(last)
+    write_whole(folder / OVERRIDES, yaml.safe_dump([*_overrides(folder), *more]))
+    write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
 def print_config(config: dict[str, Any]) -> None:
@@ -179,6 +199,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     """One table of the final metrics, then where the run is and how to watch it."""
     from rich import print as rich_print
     from rich.table import Table
+    from rich.text import Text
 
     from src.runs.table import shown
 
@@ -187,7 +208,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     table = Table("", *stages)
     for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
         values = (metrics.get(f"{stage}/{name}") for stage in stages)
-        table.add_row(name, *("" if value is None else shown(name, value) for value in values))
+        table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
     print(f"{results['parameters']:,} parameters, {results['epochs']} epochs, {results['seconds']:.0f} s")
     rich_print(table)
     if best := results["best"]:
@@ -198,6 +219,8 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
 
 
 def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
+    import torch
+
     path = getattr(checkpoint_callback, "best_model_path", "")
     if not path or checkpoint_callback.best_model_score is None:
         return None
@@ -205,7 +228,7 @@ def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
         "metric": checkpoint_callback.monitor,
         "mode": checkpoint_callback.mode,
         "value": float(checkpoint_callback.best_model_score),
-        "epoch": int(Path(path).stem.removeprefix("epoch_")),
+        "epoch": torch.load(path, weights_only=True, mmap=True)["epoch"],
         "path": str(Path(path).resolve().relative_to(folder.resolve())),
     }
 

@@ -4,22 +4,24 @@
     run.metrics, run.network, run.datamodule
 
 The folder may have been moved or come from somebody else. Opening it runs none of its code: checkpoints are read by
-torch's safe loader, and its config builds only what `src.runs.build` lets it.
+torch's safe loader, and its config builds, and has written, only what `src.runs.trust` lets it.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Collection, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.build import build, build_model, check_config, register_resolvers
-from src.runs.folder import CHECKPOINTS, LAST, LOGS, RunError, find_run, moved
+from src.runs.build import build, build_model, register_resolvers
+from src.runs.folder import CHECKPOINTS, CONFIG, LAST, LOGS, RunError, find_run, moved, read_csv
 from src.runs.record import read_metrics, read_results
+from src.runs.trust import check_config, check_links, check_places, walk
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,34 +45,80 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _read(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     import torch
 
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path)
-        hint = f"; other checkpoints beside it: {', '.join(others)}" if others else ""
-        raise RunError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0][:120]}){hint}") from error
+    if (problem := _damage(path)) is None:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+            problem = str(error).splitlines()[0][:120]
+    if problem is not None:
+        others = sorted(path.parent.glob("*.ckpt"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
+        good = next((other.name for other in others if other != path and _damage(other) is None), None)
+        hint = f"; the newest whole one beside it is {good}" if good else ""
+        raise RunError(f"{path} is damaged or no checkpoint ({problem}){hint}")
     if not isinstance(checkpoint, dict) or not {"state_dict", "config", "classes", "preprocess"} <= set(checkpoint):
         raise RunError(f"{path} is no checkpoint of a run of this project")
+    classes, parts = checkpoint["classes"], [checkpoint[name] for name in ("state_dict", "config", "preprocess")]
+    if not all(isinstance(part, dict) for part in parts) or not all(isinstance(name, str) for name in classes):
+        raise RunError(f"{path} is no checkpoint of a run of this project: its parts are of other kinds")
     return checkpoint
 
 
-def saved_config(folder: Path, checkpoint: dict[str, Any], trusted: Iterable[str] = ()) -> dict[str, Any]:
-    """The config in a checkpoint, checked, its paths led to where the run's folder is now.
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive that a checkpoint is: torch does not compare the checksums in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "it is compressed, as torch's files are not"
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        return str(error)
+    return damaged and f"the checksum of {damaged} in it does not match"
+
+
+def saved_config(
+    folder: Path,
+    checkpoint: dict[str, Any],
+    trusted: Iterable[str] = (),
+    logs: str | Path = LOGS,
+    given: Collection[str] = (),
+) -> dict[str, Any]:
+    """The config in a checkpoint, checked, its paths led to where the run's folder and the logs are now.
+
+    It downloads nothing: that is switched on again with data.download=true.
+
+    Args:
+        given: options that the command line sets, which are not taken from the config.
 
     Raises:
-        RunError: it asks for what no saved config may build.
+        RunError: it asks for what no saved config may build, or have written.
     """
     config = checkpoint["config"]
-    if not isinstance(config, dict) or not isinstance(config.get("paths"), dict):
+    paths, data = config.get("paths"), config.get("data")
+    known = isinstance(paths, dict) and isinstance(data, dict)
+    if not known or not all(isinstance(paths.get(name), str) for name in ("output_dir", "log_dir")):
         raise RunError(f"{folder} has a checkpoint whose config is none of this project's")
-    check_config(config, trusted)
-    return moved(config, str(config["paths"].get("output_dir")), str(folder.resolve()))
+    check_config({**config, "data": {**data, **checkpoint["preprocess"]}}, trusted)
+    config = moved(config, paths["log_dir"], str(logs))
+    config = moved(config, config["paths"]["output_dir"], str(folder.resolve()))
+    check_places(config, [folder, Path(logs)], given)
+    if (folder / CONFIG).is_file():
+        check_links(folder)
+    for place, value in walk({"data": config["data"]}):
+        if isinstance(value, dict):
+            off = {"download": False, "mirror": None}
+            value |= {key: off[key] for key in off if key in value and f"{place}.{key}" not in given}
+    return config
 
 
-def resumed_config(name: str, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> dict[str, Any]:
+def resumed_config(
+    name: str, logs: str | Path = LOGS, trusted: Iterable[str] = (), given: Collection[str] = ()
+) -> dict[str, Any]:
     """The config of a run that is to go on, `resume` set to its folder.
 
     One that was killed between the first checkpoint of all, its best one, and `last.ckpt` begins again.
+
+    Args:
+        given: options that the command line sets.
 
     Raises:
         RunError: no such run, no checkpoint in it, or a config that is refused.
@@ -79,7 +127,7 @@ def resumed_config(name: str, logs: str | Path = LOGS, trusted: Iterable[str] = 
     found = [path for path in (folder / LAST, *folder.glob(f"{CHECKPOINTS}/epoch_*.ckpt")) if path.is_file()]
     if not found:
         raise RunError(f"{folder} has no {LAST} to resume from: start the run again")
-    config = saved_config(folder, load_checkpoint(found[0]), trusted)
+    config = saved_config(folder, load_checkpoint(found[0]), trusted, logs, given)
     return {**config, "resume": str(folder)}
 
 
@@ -90,10 +138,13 @@ class Run:
         folder: the run folder.
         checkpoint_path: the checkpoint to take weights from; by default the best, else the last.
         trusted: packages, beside those of conf/train.yaml, whose classes its config may build.
+        logs: where this machine's logs lie.
     """
 
-    def __init__(self, folder: Path, checkpoint_path: Path | None = None, trusted: Iterable[str] = ()) -> None:
-        self.folder, self._checkpoint_path, self._trusted = folder, checkpoint_path, trusted
+    def __init__(
+        self, folder: Path, checkpoint_path: Path | None = None, trusted: Iterable[str] = (), logs: str | Path = LOGS
+    ) -> None:
+        self.folder, self._checkpoint_path, self._trusted, self._logs = folder, checkpoint_path, trusted, logs
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -123,7 +174,7 @@ class Run:
     @cached_property
     def config(self) -> DictConfig:
         """The resolved config; `run.config.data.root` and the like may be changed before the data is asked for."""
-        config = saved_config(self.folder, self.checkpoint, self._trusted)
+        config = saved_config(self.folder, self.checkpoint, self._trusted, self._logs)
         config["data"] |= self.checkpoint["preprocess"]  # the mean and deviation that were measured
         return OmegaConf.create(config)
 
@@ -134,11 +185,20 @@ class Run:
 
     @cached_property
     def model(self) -> LightningModule:
-        """The LightningModule with the checkpoint's weights, in eval mode."""
+        """The LightningModule with the checkpoint's weights, in eval mode.
+
+        Raises:
+            RunError: they do not fit, or are no numbers.
+        """
         if "compile" in self.config.model:
             self.config.model.compile = False  # to look at, export or predict with; training compiles again
         model = build_model(self.config)
-        model.load_state_dict(self.checkpoint["state_dict"])
+        try:
+            model.load_state_dict(self.checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise RunError(f"{self.checkpoint_path} has other weights than its config asks for: {error}") from error
+        if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+            raise RunError(f"{self.checkpoint_path} has weights that are no numbers, {broken[0]} among {len(broken)}")
         return model.eval()
 
     @property
@@ -162,12 +222,10 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """`predictions.csv` as `python -m src.eval` writes it: label, prediction and probabilities of each image."""
-        import pandas as pd
-
         path = self.folder / "predictions.csv"
         if not path.is_file():
             raise RunError(f"{self.folder} has no predictions.csv yet: python -m src.eval run={self.folder}")
-        return pd.read_csv(path)
+        return read_csv(path)
 
 
 def open_run(name: str | Path | None, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> Run:
@@ -181,7 +239,7 @@ def open_run(name: str | Path | None, logs: str | Path = LOGS, trusted: Iterable
     register_resolvers()
     path = Path(name)
     if path.suffix != ".ckpt":
-        return Run(find_run(name, logs), trusted=trusted)
+        return Run(find_run(name, logs), trusted=trusted, logs=logs)
     if not path.is_file():
         raise RunError(f"there is no checkpoint {path}")
-    return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path, trusted)
+    return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path, trusted, logs)

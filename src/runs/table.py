@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.runs.build import mode_of
-from src.runs.folder import write_json, write_whole
+from src.runs.folder import write_csv, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,9 +179,9 @@ def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    grid = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
     for name, right in zip(map(str, frame), numeric(frame), strict=True):
-        grid.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        grid.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for cells in frame.values:
         grid.add_row(*map(Text, cells))
     return grid
@@ -201,4 +201,4 @@ def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     frame = pd.json_normalize(records, sep=" ")  # columns "val/acc mean", "val/acc std", ...
     plain = frame[[name for name in frame if not str(name).endswith(" values")]]
     write_json(folder / "summary.json", [asdict(row) for row in rows])
-    write_whole(folder / "summary.csv", plain.to_csv(index=False))
+    write_csv(folder / "summary.csv", plain)

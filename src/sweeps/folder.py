@@ -6,6 +6,7 @@ study.journal  the Optuna study that records the sweep; locked while the sweep r
 
 import fcntl
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from src.runs.folder import RunError
+from src.runs.trust import check_places
+
 JOURNAL = "study.journal"
+OF_A_SWEEP = ("hydra.sweep", "hydra/sweeper", "hydra.mode", "hydra.launcher.n_jobs", "hydra.launcher.retries")
 KEPT = ("number", "sweep", "overrides", "label", "status", "reason", "seconds", "id")
 
 
@@ -54,10 +61,17 @@ class Job:
 
 
 def jobs_of(trials: Sequence[Any], sweep: str) -> dict[int, Job]:
-    """The jobs that this sweep ran or may still run, by number, each as its latest trial (of Optuna) has it."""
+    """The jobs that this sweep ran or may still run, by number, each as its latest trial (of Optuna) has it.
+
+    Raises:
+        RunError: a trial's record of its job is none that a sweep writes.
+    """
     jobs = {}
     for trial in trials:
-        job = Job(**{"number": trial.number, **trial.user_attrs.get("job", {})}, trial=trial)
+        kept = {"number": trial.number, **trial.user_attrs.get("job", {})}
+        if not set(kept) <= set(KEPT) or not isinstance(kept["number"], int) or kept["number"] < 0:
+            raise RunError(f"the study has a trial of the job {kept['number']!r}, which no sweep has")
+        job = Job(**kept, trial=trial)
         if trial.intermediate_values:
             job.epoch, job.value = max(trial.intermediate_values.items())
         if job.sweep in ("", sweep):
@@ -72,8 +86,11 @@ def read_jobs(folder: Path) -> list[Job]:
     record = read_record(folder)
     if not record:
         return []
-    storage = open_storage(record["storage"] or absolute(str(folder / JOURNAL)))
-    study = optuna.load_study(study_name=record["study_name"], storage=storage)
+    place = record["storage"] or absolute(str(folder / JOURNAL))
+    file = place.removeprefix("sqlite:///")
+    if "://" not in file and not Path(file).is_file():
+        return []  # opening it would make it
+    study = optuna.load_study(study_name=record["study_name"], storage=open_storage(place))
     return list(jobs_of(study.get_trials(deepcopy=False), record["sweep"]).values())
 
 
@@ -142,12 +159,38 @@ def resume_command(folder: Path, more: Sequence[str] = ()) -> list[str]:
 
     Raises:
         FileNotFoundError: the folder is no sweep.
+        RunError: its command, which may come from elsewhere, is not this program's, or has a word that is refused.
     """
-    record = read_record(folder)
+    record, own = read_record(folder), entry_point()
     if not record:
         beside = "".join(f" The latest sweep beside it is {path}." for path in sweeps_in(folder.absolute().parent)[:1])
         raise FileNotFoundError(f"resume_sweep={folder}: there is no {JOURNAL}, so it is no sweep's folder.{beside}")
-    return [sys.executable, *record["command"], *more, f"hydra.sweep.dir={quote(str(folder.absolute()))}"]
+    command = record.get("command")
+    if not isinstance(command, list) or command[: len(own)] != own:
+        raise RunError(f"the command of the sweep in {folder} is {command}, not one of python {shlex.join(own)}")
+    words = [word for word in command[len(own) :] if word not in ("-m", "--multirun")]
+    if doubtful := [word for word in words if word not in more and not _harmless(word, folder)]:
+        raise RunError(f"the sweep in {folder} was started with {doubtful[0]}, which is refused unless you add it too")
+    print(f"python {shlex.join(command)}", flush=True)
+    more = [word for word in more if word not in words]
+    return [sys.executable, *command, *more, f"hydra.sweep.dir={quote(str(folder.absolute()))}"]
+
+
+def _harmless(word: str, folder: Path) -> bool:
+    """Whether a word of a command from elsewhere builds nothing, interpolates nothing and writes into the folder alone.
+
+    Nor does it trust a package, or change of Hydra's settings any but those of the sweep.
+    """
+    key, value_follows, value = word.lstrip("+~").partition("=")
+    if word.startswith("-") or not (value_follows or word.startswith("~")) or "_target_" in word or "${" in word:
+        return False
+    if key in ("trusted", "paths.output_dir", "hydra.sweeper.storage"):
+        return False
+    try:
+        check_places({key: yaml.safe_load(value)}, [folder, *folder.absolute().parents[:3]])  # up to the logs
+    except (RunError, yaml.YAMLError):
+        return False
+    return not key.startswith("hydra") or key.startswith(OF_A_SWEEP)
 
 
 def entry_point() -> list[str]:

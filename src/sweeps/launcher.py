@@ -36,8 +36,6 @@ class JobLauncher(ABC):
     poll_seconds = 0.1
 
     def __init__(self, n_jobs: int, retries: int) -> None:
-        if n_jobs < 1 or retries < 0:
-            raise ValueError(f"hydra.launcher: n_jobs={n_jobs} must be 1 or more, and retries={retries} 0 or more.")
         self.n_jobs = n_jobs
         self.retries = retries
 

@@ -107,8 +107,9 @@ class Trials:
         number = trial.user_attrs.get("job", {}).get("number", trial.number)
         job = self.jobs.setdefault(number, Job(number))
         job.trial, job.sweep, job.epoch = trial, self.sweep, job.epoch if old else None
-        job.overrides = job.overrides or self.space.overrides(trial.params)
-        job.label = job.label or self.space.label(trial.params)
+        # A journal may come from elsewhere: Optuna refuses what this sweep's own distributions do not have.
+        optuna.create_trial(params=trial.params, distributions=self.space.distributions, value=0)
+        job.overrides, job.label = self.space.overrides(trial.params), self.space.label(trial.params)
         return job
 
     def save(self, job: Job) -> None:

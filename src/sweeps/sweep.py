@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.official import look_for
@@ -14,6 +15,7 @@ from src.runs.build import build
 from src.runs.folder import write_json
 from src.runs.record import read_numbers
 from src.runs.table import CAPTION, REPEATS, columns, group, ranked, rich_table, shown, table, write_summary
+from src.runs.values import check_values
 from src.sweeps.folder import JOURNAL, absolute, entry_point, open_sweep
 from src.sweeps.launcher import LOG, JobLauncher, ProcessLauncher
 from src.sweeps.screen import Screen
@@ -38,6 +40,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = sweeper.settings
+    command = config.hydra.job.config_name
+    check_values(config, command)
     options: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     sampler, pruner, launcher = map(build, (options["sampler"], options.get("pruner"), config.hydra.launcher))
     if not isinstance(launcher, JobLauncher):
@@ -47,6 +51,9 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     configs = sweeper.compose(
         [space.overrides(params) for params in (space.combinations() if grid else space.corners())]
     )
+    for each in configs:
+        check_values(each, command)
+    _check_varied(space, configs[0], command)
     if isinstance(launcher, ProcessLauncher):  # on a cluster the files may lie where the jobs run
         for each in configs:
             look_for(OmegaConf.select(each, "data"))
@@ -89,6 +96,18 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         again = " The same command starts them again." if grid else ""
         screen.say(f"Failed: {' '.join(failed)}; what they said is in NUMBER/{LOG}.{again}")
         raise SystemExit(min(len(failed), 125))
+
+
+def _check_varied(space: Space, config: DictConfig, command: str) -> None:
+    """Checks what the jobs differ in: each value of a list, and the ends of each interval."""
+    for key, of in space.distributions.items():
+        if isinstance(OmegaConf.select(config, key), DictConfig) or {"/", "@"} & set(key):
+            continue  # a choice of a group, which was composed
+        values: Any = getattr(of, "choices", None) or (of.low, of.high)  # type: ignore[attr-defined]
+        for value in values:
+            given = yaml.safe_load(value) if isinstance(value, str) else value
+            OmegaConf.update(config, key.lstrip("+"), given, force_add=True)
+            check_values(config, command)
 
 
 def _settings(config: DictConfig, options: dict[str, Any], space: Space, prunes: bool) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""Kills at random moments: whatever a run trains with, it goes on to the weights and metrics of one left alone."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from src.runs.folder import LAST
+from src.runs.record import read_metrics, read_results
+from tests.conftest import SILENT, run_command
+from tests.warm import Command
+
+FEW = [
+    *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=5", "data.limit=600", "data.batch_size=8"),
+    *SILENT,
+]
+# Dropout, augmentation and momentum: all that draws numbers or keeps state.
+DROPS = [
+    "model=vgg11",
+    "model.network.stages=[8,M,8,M]",
+    "model.network.hidden=[32]",
+    "data/augment=trivial",
+    "optimizer.lr=0.01",
+]
+NORMS = ["model=resnet20_cifar", "model.network.depth=8"]
+VARIANTS = {
+    "sgd and one cycle": [*DROPS, "scheduler=onecycle"],
+    "adamw and a plateau": [*DROPS, "optimizer=adamw", "scheduler=plateau", "scheduler.factory.patience=0"],
+    "muon and steps": [*NORMS, "optimizer=muon", "scheduler=step", "scheduler.factory.step_size=2"],
+    "accumulation": [*DROPS, "trainer.accumulate_grad_batches=3"],
+    "clipping and milestones": [
+        *DROPS,
+        "trainer.gradient_clip_val=0.1",
+        "scheduler=multistep",
+        "scheduler.factory.milestones=[1,3]",
+    ],
+    "an average": [*NORMS, "callbacks=ema"],
+    "an average and accumulation": [*NORMS, "callbacks=ema", "trainer.accumulate_grad_batches=2"],
+    "lookahead": [*NORMS, "callbacks=lookahead"],
+    "a head first": [*NORMS, "callbacks=finetune", "callbacks.finetune.unfreeze_at=2"],
+    "a head alone": [*NORMS, "callbacks=linear_probe"],
+    "workers": [*DROPS, "data.num_workers=2"],
+    "mixed images": [*NORMS, "+data.augment.mix._target_=src.data.mixing.MixUpOrCutMix"],
+    "balanced classes": [*DROPS, "data.balance=true"],
+    "steps without epochs": [*DROPS, "trainer.max_epochs=-1", "trainer.max_steps=300"],
+    "streamed files": [
+        *DROPS,
+        "data=folder",
+        "data.root=IMAGES",
+        "data.mode=stream",
+        "data.num_workers=1",
+        "data.image_size=32",
+    ],
+    "two networks": ["model=sngan", "model.network.width=4", "data.val_size=0"],
+}
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 60 small PNG files."""
+    root, source = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(3):
+        (root / f"class{label}").mkdir()
+        for number in range(60):
+            pixels = source.integers(0, 80 * (label + 1), (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class{label}/{number}.png")
+    return root
+
+
+def assert_equal_runs(folder: Path, expected: Path) -> None:
+    (weights, frame), (its_weights, its_frame) = (
+        (torch.load(path / LAST, weights_only=True)["state_dict"], read_metrics(path)) for path in (folder, expected)
+    )
+    assert all(torch.equal(weights[name], value) for name, value in its_weights.items())
+    times = ["train/images_per_s"]
+    pd.testing.assert_frame_equal(frame.drop(columns=times), its_frame.drop(columns=times), check_exact=True)
+    metrics, its_metrics = (
+        {name: value for name, value in read_results(path)["metrics"].items() if name not in times}
+        for path in (folder, expected)
+    )
+    assert metrics == its_metrics
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, images: Path, tmp_path: Path) -> None:
+    options = [
+        *FEW,
+        *(word.replace("IMAGES", str(images)) for word in VARIANTS[variant]),
+        f"paths.log_dir={tmp_path}/logs",
+    ]
+    done = run_command("-m", "src.train", *options, f"hydra.run.dir={tmp_path}/whole")
+    assert done.returncode == 0, done.stderr
+    seconds = read_results(tmp_path / "whole")["seconds"]
+    for number, signum in enumerate(SIGNALS):
+        folder = tmp_path / str(number)
+        command = Command("-m", "src.train", *options, f"hydra.run.dir={folder}", stdout=subprocess.PIPE)
+        next((line for line in command.stdout if line.startswith("epoch   0 ")), None)
+        time.sleep(random.Random(f"{variant} {number}").uniform(0, 0.8) * seconds)
+        command.send_signal(signum)
+        command.wait()
+        if not (folder / LAST).exists():  # killed before its first checkpoint was whole
+            shutil.rmtree(folder)
+            done = run_command("-m", "src.train", *options, f"hydra.run.dir={folder}")
+        else:
+            done = run_command("-m", "src.train", f"resume={folder}", f"paths.log_dir={tmp_path}/logs")
+        assert done.returncode == 0, (signum, done.stderr)
+        assert_equal_runs(folder, tmp_path / "whole")
+        assert not list(folder.glob("**/*.partial*"))

@@ -1,0 +1,140 @@
+"""`python -m MODULE ...` in a fork of a process that has loaded torch and Lightning: the command, less its imports.
+
+    command = Command("-m", "src.train", "trainer.max_epochs=1", stdout=subprocess.PIPE)
+
+The process that is forked is this file, run by itself. A command lives in a session of its own, as one of a shell does.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LOADED = (
+    *("lightning.pytorch.loggers", "matplotlib.pyplot", "onnx", "pandas", "PIL.Image", "rich.table", "scipy.stats"),
+    *("sklearn.datasets", "torch.utils.tensorboard", "torchvision.transforms.v2"),
+    *(f"src.{room}" for room in ("callbacks.checkpoint", "data.digits", "figures", "modules.gan", "runs.table")),
+)
+
+
+class Command:
+    """A command of this project that runs; `subprocess.Popen`, as far as the tests use it.
+
+    Args:
+        arguments: as for Python: "-m", the module, and what it is given.
+        stdout, stderr: files; None discards, `subprocess.PIPE` gives a pipe to read lines of text from, and
+            `subprocess.STDOUT` is where the former goes.
+    """
+
+    def __init__(
+        self, *arguments: str, cwd: Path = ROOT, env: Any = os.environ, stdout: Any = None, stderr: Any = None
+    ) -> None:
+        assert arguments[0] == "-m"
+        self._status, status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ends: list[int] = []
+        for given in (stdout, stderr):
+            if given == subprocess.PIPE:
+                read, write = os.pipe()
+                self.stdout = os.fdopen(read)
+                ends.append(write)
+            elif given == subprocess.STDOUT:
+                ends.append(os.dup(ends[0]))
+            else:
+                ends.append(os.open(os.devnull, os.O_WRONLY) if given is None else os.dup(given.fileno()))
+        request = {"arguments": arguments[1:], "cwd": str(cwd), "env": dict(env)}
+        requests, _ = _server()
+        socket.send_fds(requests, [json.dumps(request).encode()], [status.fileno(), *ends])
+        status.close()
+        for end in ends:
+            os.close(end)
+        self.pid = int(self._status.recv(100))
+        self.returncode: int | None = None
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for the signal that ended it.
+
+        Raises:
+            TimeoutError: it runs longer than `timeout` seconds; it has been killed then.
+        """
+        self._status.settimeout(timeout)
+        if self.returncode is None:
+            try:
+                self.returncode = int(self._status.recv(100))
+            except TimeoutError:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise
+        return self.returncode
+
+
+@cache
+def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The process that is forked, and where to send requests to it; it ends with this one."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.warm"], stdin=there, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
+    )
+    there.close()
+    return here, process
+
+
+def _serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Forks who waits for a command, and the command, in which this returns with the request."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    while True:
+        message, received, *_ = socket.recv_fds(requests, 1 << 20, 3)
+        if not message:
+            return None
+        if os.fork() == 0:
+            break
+        for descriptor in received:
+            os.close(descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    status, *ends = received
+    command = os.fork()
+    if command:
+        for end in ends:
+            os.close(end)
+        os.write(status, str(command).encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+        os.write(status, str(code).encode())
+        os._exit(0)
+    os.setsid()
+    for end, standard in zip(ends, (1, 2), strict=True):
+        os.dup2(end, standard)
+        os.close(end)
+    os.close(status)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), requests.fileno())
+    return json.loads(message)
+
+
+def _main() -> None:
+    requests = socket.socket(fileno=0)
+    for name in LOADED:
+        importlib.import_module(name)
+    request = _serve(requests)
+    requests.detach()
+    if request is None:
+        return
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = request["arguments"]
+    sys.orig_argv[1:] = ["-m", *sys.argv]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()
