@@ -159,12 +159,14 @@ def quieten() -> None:
 
 @contextmanager
 def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
-    """Ends the program with one message and exit code 1 where the user made a mistake, with 130 after Ctrl-C."""
+    """Ends the program with one message and exit code 1 where the user made a mistake; with 130 or 143 after a signal."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes an exit with 1 of the one
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
+        if type(end).__name__ == "SIGTERMException" and end.code is None:  # Lightning's, of an evaluation
+            sys.exit(128 + signal.SIGTERM)
         raise
     except Exception as error:
         cause = user_error(error)

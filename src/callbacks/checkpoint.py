@@ -105,8 +105,8 @@ class RunRecord(Callback):
         self._earlier_seconds = 0.0  # that the run had taken until that checkpoint
         self._random_state: dict[str, Any] = {}
         self._unsaved = False  # whether an epoch has ended since `last.ckpt` was written
-        self._asked = 0  # the signal that asks this process, and after `_agree` all of them, to stop
-        self._asked_at = 0.0
+        self._asked, self._asked_at = 0, 0.0  # the signal that asked this process to stop, and when
+        self._agreed = 0  # the signal for which all processes stop
         self._old_handlers: dict[int, Any] = {}
         self._start = time.perf_counter()
 
@@ -196,10 +196,11 @@ class RunRecord(Callback):
         self._asked, self._asked_at = self._asked or number, self._asked_at or time.monotonic()
 
     def _agree(self, trainer: Trainer) -> None:
+        self._agreed = self._asked
         if trainer.world_size > 1:
             asked = torch.tensor(self._asked, device=trainer.strategy.root_device)
-            self._asked = int(trainer.strategy.reduce(asked, reduce_op="max"))
-        trainer._signal_connector.received_sigterm = self._asked > 0  # Lightning raises SIGTERMException after the step
+            self._agreed = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        trainer._signal_connector.received_sigterm = self._agreed > 0  # Lightning ends the step, then raises for it
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,8 +222,10 @@ class RunRecord(Callback):
             strategy: Any = trainer.strategy
             started = trainer.local_rank > 0 and isinstance(strategy.cluster_environment, LightningEnvironment)
             # The process that started this one kills the others for any other exit code than 0.
-            exception.code = 0 if started else 128 + (signal.SIGINT if self._asked == signal.SIGINT else signal.SIGTERM)
-            if self._asked == signal.SIGUSR1 and trainer.is_global_zero:
+            exception.code = (
+                0 if started else 128 + (signal.SIGINT if self._agreed == signal.SIGINT else signal.SIGTERM)
+            )
+            if self._agreed == signal.SIGUSR1 and trainer.is_global_zero:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         self.teardown(trainer, pl_module, "fit")
 
