@@ -35,8 +35,8 @@ seconds: 0.02
 task_name: standin
 optimized_metric: val/acc
 optimized_mode: max
-trainer: {num_nodes: 1}
-data: {folds: null, fold: null}
+trainer: {_target_: lightning.Trainer, num_nodes: 1}
+data: {_target_: src.data.digits.Digits, folds: null, fold: null}
 hydra:
   searchpath: [file://ROOT/conf]
   sweep: {dir: "logs/multiruns/${now:%Y-%m-%d_%H-%M-%S}"}

@@ -135,7 +135,9 @@ def test_failed_trials_do_not_stop_a_search(standin: Standin) -> None:
 
 @pytest.mark.parametrize("how", [[OPTUNA, LR, "hydra/sweeper/pruner=median", "hydra.sweeper.n_trials=2"], ["lr=1,2"]])
 def test_a_sweep_as_a_dry_run_ends_well_though_no_job_leaves_results(standin: Standin, how: list[str]) -> None:
-    code, output = standin.sweep(*how, "kind=dry", "+logger.csv=x", "++trainer.fast_dev_run=true")
+    code, output = standin.sweep(
+        *how, "kind=dry", "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger", "++trainer.fast_dev_run=true"
+    )
     assert code == 0, output
     assert "This was a dry run (trainer.fast_dev_run)" in output
     assert count(standin.jobs()) == {"done": 2}
@@ -203,6 +205,19 @@ def test_two_machines_share_a_study_through_one_storage(standin: Standin, storag
     assert not ran[0] & ran[1]
     assert len({job.overrides[-1] for i in (0, 1) for job in standin.jobs(i)}) == len(ran[0] | ran[1])
     assert 8 <= len(ran[0] | ran[1]) <= 9  # one may ask for a last trial while the other does
+
+
+def test_what_another_machine_has_just_taken_or_enqueued_too_is_not_run_twice(tmp_path: Path) -> None:
+    study, space = optuna.create_study(), Space([], {"lr": CategoricalDistribution(["1", "2"])})
+    first, second = (
+        Trials(study, space, tmp_path / name, name, ["val/acc"], None, shared=True) for name in ("first", "second")
+    )
+    taken = first.next()
+    assert taken is not None
+    assert taken.number == 0
+    assert 0 not in Trials(study, space, tmp_path, "second", ["val/acc"], None, shared=True).jobs, "it has no name yet"
+    study.enqueue_trial({"lr": "1"}, {"job": {"overrides": ["lr=1"], "label": "lr=1"}})
+    assert [second.next().number, second.next()] == [1, None]
 
 
 def test_the_metrics_of_a_running_job_come_epoch_by_epoch_whole_lines_only(tmp_path: Path) -> None:

@@ -60,8 +60,11 @@ class Job:
         return self.status in ("failed", "out of memory", "killed")
 
 
-def jobs_of(trials: Sequence[Any], sweep: str) -> dict[int, Job]:
+def jobs_of(trials: Sequence[Any], sweep: str, shared: bool = False) -> dict[int, Job]:
     """The jobs that this sweep ran or may still run, by number, each as its latest trial (of Optuna) has it.
+
+    Args:
+        shared: whether other sweeps take trials of the study: one that runs, and has no name yet, is theirs.
 
     Raises:
         RunError: a trial's record of its job is none that a sweep writes.
@@ -74,7 +77,7 @@ def jobs_of(trials: Sequence[Any], sweep: str) -> dict[int, Job]:
         job = Job(**kept, trial=trial)
         if trial.intermediate_values:
             job.epoch, job.value = max(trial.intermediate_values.items())
-        if job.sweep in ("", sweep):
+        if job.sweep == sweep or (job.sweep == "" and not (shared and trial.state.name == "RUNNING")):
             jobs[job.number] = job
     return jobs
 
@@ -91,7 +94,7 @@ def read_jobs(folder: Path) -> list[Job]:
     if "://" not in file and not Path(file).is_file():
         return []  # opening it would make it
     study = optuna.load_study(study_name=record["study_name"], storage=open_storage(place))
-    return list(jobs_of(study.get_trials(deepcopy=False), record["sweep"]).values())
+    return list(jobs_of(study.get_trials(deepcopy=False), record["sweep"], record["storage"] is not None).values())
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Trials:
         sweep: its name among those that share the study.
         metrics: that the study is about.
         n_trials: of a search; None for a grid, whose trials are enqueued.
+        shared: whether other sweeps work on the study at the same time.
 
     Attributes:
         jobs: those so far, by number.
@@ -68,13 +69,20 @@ class Trials:
     dry = False
 
     def __init__(
-        self, study: optuna.Study, space: Space, folder: Path, sweep: str, metrics: list[str], n_trials: int | None
+        self,
+        study: optuna.Study,
+        space: Space,
+        folder: Path,
+        sweep: str,
+        metrics: list[str],
+        n_trials: int | None,
+        shared: bool = False,
     ) -> None:
         self.study, self.space, self.folder, self.sweep = study, space, folder, sweep
-        self.metrics, self.n_trials = metrics, n_trials
+        self.metrics, self.n_trials, self.shared = metrics, n_trials, shared
         if n_trials is None:
             self._enqueue()
-        self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep)
+        self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep, shared)
         for job in self.jobs.values():
             if job.status in ("running", "stopped"):  # when an earlier start was cut off
                 job.status = "queued"
@@ -82,7 +90,7 @@ class Trials:
     def _enqueue(self) -> None:
         """Enqueues what failed once more, and what is missing of the grid."""
         trials = self.study.get_trials(deepcopy=False)
-        for number, job in jobs_of(trials, self.sweep).items():
+        for number, job in jobs_of(trials, self.sweep, self.shared).items():
             if job.failed:
                 kept = {**job.trial.user_attrs["job"], "status": "queued"}
                 self.study.enqueue_trial(job.trial.params, {"job": kept, "failed_trial": number})
@@ -104,6 +112,10 @@ class Trials:
             trial = self.study.ask(self.space.distributions)
         else:
             return None
+        if not old and self.n_trials is None and _enqueued_before(trial, trials):
+            trial.set_user_attr("job", {"sweep": "none"})
+            self.study.tell(trial, state=TrialState.FAIL)
+            return self.next()
         number = trial.user_attrs.get("job", {}).get("number", trial.number)
         job = self.jobs.setdefault(number, Job(number))
         job.trial, job.sweep, job.epoch = trial, self.sweep, job.epoch if old else None
@@ -150,3 +162,9 @@ class Trials:
         if numbers and missing and self.n_trials is not None:
             known = ", ".join(sorted(numbers))
             raise ValueError(f"hydra.sweeper.metric={missing[0]}: job {job.number} reports none; it reports {known}.")
+
+
+def _enqueued_before(trial: Trial, trials: list[optuna.trial.FrozenTrial]) -> bool:
+    """Whether two machines that began a grid at once enqueued the same trial, of which the first one counts."""
+    same = (other for other in trials if other.system_attrs.get("fixed_params", other.params) == trial.params)
+    return "failed_trial" not in trial.user_attrs and any(other.number < trial.number for other in same)

@@ -77,7 +77,8 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     record = {**new, "storage": storage, "study_name": own.study_name, **record, "finished": False}
     own.set_user_attr("sweep", record)
     n_trials = None if grid else options["n_trials"]
-    trials = Trials(shared or own, space, folder, record["sweep"], settings["metrics"], n_trials)
+    place = folder, record["sweep"]
+    trials = Trials(shared or own, space, *place, settings["metrics"], n_trials, shared=storage is not None)
     trials.dry = bool(OmegaConf.select(config, "trainer.fast_dev_run"))
     program = [*entry_point(), *sweeper.flags]
     launcher.run(trials, screen, program)
