@@ -159,7 +159,7 @@ def quieten() -> None:
 
 @contextmanager
 def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
-    """Ends the program with one message and exit code 1 where the user made a mistake; with 130 or 143 after a signal."""
+    """Ends the program with one message and exit code 1 where the user made a mistake; after a signal with its code."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes an exit with 1 of the one

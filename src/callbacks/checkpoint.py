@@ -65,7 +65,9 @@ class RunCheckpoint(ModelCheckpoint):
             raise ValueError(f"optimized_metric={self.monitor} was not logged; what is logged: {known}; {choose}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath)))
+        state = moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath))
+        if any(map(os.path.isfile, state["best_k_models"])):  # else it is of a run that this one only starts from
+            super().load_state_dict(state)
 
 
 def check_names(state: dict[str, Any], folder: str) -> None:
@@ -222,9 +224,7 @@ class RunRecord(Callback):
             strategy: Any = trainer.strategy
             started = trainer.local_rank > 0 and isinstance(strategy.cluster_environment, LightningEnvironment)
             # The process that started this one kills the others for any other exit code than 0.
-            exception.code = (
-                0 if started else 128 + (signal.SIGINT if self._agreed == signal.SIGINT else signal.SIGTERM)
-            )
+            exception.code = 0 if started else 130 if self._agreed == signal.SIGINT else 143
             if self._agreed == signal.SIGUSR1 and trainer.is_global_zero:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         self.teardown(trainer, pl_module, "fit")
