@@ -27,14 +27,15 @@ SMALL = [
 ]
 VGG = ["model=vgg11", "model.network.stages=[4,M,8,M]", "model.network.hidden=[8]", "model.network.batch_norm=true"]
 NETWORK = [*VGG, "optimizer.lr=0.01"]
+RESNET = ["model=resnet20_cifar", "model.network.depth=8", "optimizer.lr=0.1"]
 GAN = ["model=sngan", "model.network.width=2", "model.network.noise_size=8", "data.image_size=16"]
 PLATEAU = ["scheduler=plateau", "scheduler.factory.patience=0", "optimizer.lr=0.3"]
 VARIANTS = {
     "plain": NETWORK,
     "plateau": [*VGG, *PLATEAU],
     "accumulation": [*NETWORK, "trainer.accumulate_grad_batches=2"],
-    "frozen": [*NETWORK, "callbacks=linear_probe"],
-    "finetune": [*NETWORK, "callbacks=finetune", "callbacks.finetune.unfreeze_at=2"],
+    "frozen": [*RESNET, "callbacks=linear_probe"],
+    "finetune": [*RESNET, "callbacks=finetune", "callbacks.finetune.unfreeze_at=2"],
     "average": [*NETWORK, "callbacks=ema", "trainer.accumulate_grad_batches=2"],
     "lookahead": [*NETWORK, "callbacks=lookahead", "callbacks.lookahead.every=2"],
     "steps": [*NETWORK, "trainer.max_steps=18", "trainer.max_epochs=-1"],
@@ -47,7 +48,7 @@ VARIANTS = {
 
 OF_THIS_RUN = ("seconds", "images_per_s", "Throughput", "best_k_models", "current_score")  # times, paths, a display
 QUICK_STOPS = [
-    *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 5), ("steps", 5), ("validations", 2), ("gan", 3))
+    *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 3), ("steps", 5), ("validations", 2), ("gan", 3))
 ]
 KILLS = [*product(["plain", "plateau", "average", "steps", "gan"], (2, 3, 4), (False, True)), ("plateau", 1, True)]
 KILLS += [*product(["early"], (2, 3), (False, True))]
