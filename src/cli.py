@@ -111,8 +111,6 @@ def check_flags(config_name: str) -> None:
         value = value if given else "".join(sys.argv[sys.argv.index(unknown[0]) + 1 :][:1]) or "VALUE"
         hint = name if name in (keys := _keys(config_name)) else next(iter(_nearest_keys(name, keys)), "KEY")
         raise ValueError(f"there is no flag {unknown[0]}: options are written without dashes, {hint}={value}")
-    if others:
-        raise ValueError(f"{others[0]}: options are written KEY=VALUE, all in one go, before or after flags such as -m")
 
 
 def switched_off(word: str) -> str:

@@ -1,5 +1,6 @@
 """Every file of `conf` composes, with every data set, and says what it is for."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from src.data.draw import Transform
+from src.runs.values import check_values, named_values, rule_of
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
+# What builds, copies of sections, and what torchmetrics checks. Everything else that conf has has a rule.
+UNRULED = (
+    r"scheduler$|.*\._(target|partial)_$|model\.(optimizer|scheduler|loss|metrics)\b|metrics\.\w+\.|data\.source\."
+)
 NEEDED = {  # what a data set must be told
     "data=dataset": ["data.source._target_=torchvision.datasets.FakeData"],
     "data=torchvision": ["data.name=FashionMNIST"],
@@ -29,9 +35,12 @@ def defaults(file: str) -> list[Any]:
 
 
 def plain(*overrides: str, folder: Path) -> dict[str, Any]:
-    """Composed, every interpolation resolved, nothing missing."""
+    """Composed, every interpolation resolved, nothing missing, each value as its rule has it."""
     needed = [option for override in overrides for option in NEEDED.get(override, ())]
     cfg = composed(*overrides, *needed, folder=folder)
+    check_values(cfg, "train")
+    unruled = {names[-1] for names, *_ in named_values(cfg) if not any(map(rule_of, [f"train:{names[-1]}", *names]))}
+    assert not {name for name in unruled if not re.match(UNRULED, name)}
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     return content

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src import figures
 from src.eval import _draw, evaluate, prepare
-from src.evaluation.metrics import VIEWS, measure, views
+from src.evaluation.metrics import measure, views
 from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
@@ -124,7 +124,7 @@ def test_the_training_split_is_not_augmented(run: Path) -> None:
 
 def test_views_are_mirrored_and_shifted_images() -> None:
     image = torch.arange(64 * 64.0).view(1, 1, 64, 64)
-    assert [len(list(views(image, name))) for name in VIEWS] == [0, 1, 5]
+    assert [len(list(views(image, name))) for name in ("none", "flip", "multicrop")] == [0, 1, 5]
     mirrored, up, up_mirrored, down, down_mirrored = views(image, "multicrop")
     assert torch.equal(up[..., 2:, 2:], image[..., :-2, :-2])  # 1/32 of 64 px
     assert torch.equal(down[..., :-2, :-2], image[..., 2:, 2:])
@@ -212,9 +212,9 @@ def test_another_data_set_is_seen_as_the_run_s_if_it_has_the_same_classes(run: P
 
 
 MISTAKES = {
-    "split=validation": "choose 'train', 'val' or 'test'",
+    "split=validation": "must be train, val or test",
     "split=val data.val_size=0": "would mix images",
-    "tta=crop": "choose none, flip, multicrop",
+    "tta=crop": "must be none, flip or multicrop",
     "data.rot=x": "Could not override 'data.rot'",
     "data.mean=half": "data.mean cannot be changed",
     "data.image_size=48": "data.image_size cannot be changed",

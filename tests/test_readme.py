@@ -8,6 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from src.runs.values import check_values
 from tests.conftest import QUICK, ROOT, SILENT, composed, run_command
 
 TEXT = (ROOT / "README.md").read_text()
@@ -32,7 +33,7 @@ def test_a_training_command_composes(arguments: list[str], tmp_path: Path) -> No
             overrides.append(str(override.input_line).replace("/path/to/images", str(tmp_path)))
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-    composed(*overrides)
+    check_values(composed(*overrides, folder=tmp_path), "train")
 
 
 @pytest.mark.timeout(1200)

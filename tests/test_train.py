@@ -199,6 +199,8 @@ def test_a_one_cycle_schedule_follows_the_new_length_of_a_resumed_run(config, tm
     _, objects = train(config(*options, last, "trainer.max_epochs=4", f"paths.output_dir={tmp_path}/more"))
     assert objects["trainer"].lr_scheduler_configs[0].scheduler.total_steps == 4 * 5
     assert objects["trainer"].global_step == 4 * 5
+    best = read_results(tmp_path / "more")["best"]
+    assert best is None or (tmp_path / "more" / best["path"]).is_file()
 
 
 def test_what_cannot_be_opened_later_is_said_before_the_training(config, caplog) -> None:

@@ -222,7 +222,8 @@ def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
     import torch
 
     path = getattr(checkpoint_callback, "best_model_path", "")
-    if not path or checkpoint_callback.best_model_score is None:
+    # There is none of that name where no epoch was better than those of the run that ckpt_path is of.
+    if not Path(path).is_file() or checkpoint_callback.best_model_score is None:
         return None
     return {
         "metric": checkpoint_callback.monitor,

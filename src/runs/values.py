@@ -1,297 +1,46 @@
-"""What the values of a config may be, told before anything is built: no torch is needed.
-
-`RULES` is the whole of it: some options, and the rule for them. An option is named by its place in the config
-(`data.batch_size`; `*` stands for one part of it), or by class and argument (`Cutout.size`), wherever that class of
-ours or of a library is built. What has no rule, such as the options of a class of your own, is for its class to check.
-"""
-
-from __future__ import annotations
+"""Checks the values of a config before anything is built; no torch is needed."""
 
 import json
-import math
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.runs.folder import CONF, read_yaml
-from src.runs.trust import TRUSTED
+from src.runs.rules import RULES, Rule
 
-MOST = 2**63 - 1  # int64
-LIBRARIES = TRUSTED | {"hydra_plugins", "optuna"}  # and this project: packages whose classes are named in the rules
+NAMED = {"src", "torch", "lightning", "optuna"}  # packages whose classes the rules name; torchvision has the same names
 SHOWN = 60  # characters of a value that a message has
-
-
-class Rule(NamedTuple):
-    """What a value may be, its choices in words, and as a test."""
-
-    choices: tuple[str, ...]
-    fits: Callable[[Any], bool]
-
-    def __or__(self, other: Rule) -> Rule:
-        return Rule((*self.choices, *other.choices), lambda value: self.fits(value) or other.fits(value))
-
-    def __str__(self) -> str:
-        *others, last = self.choices
-        return f"{', '.join(others)} or {last}" if others else last
-
-
-def whole(low: int, high: int = MOST) -> Rule:
-    words = f"a whole number from {low} {'on' if high == MOST else f'to {high}'}"
-    return Rule((words,), lambda value: type(value) is int and low <= value <= high)
-
-
-def number(low: float, high: float = math.inf, without: tuple[float, ...] = ()) -> Rule:
-    """From `low` to `high`, these included unless they are in `without`."""
-    words = f"a number {'above' if low in without else 'from'} {low}"
-    words += f" to {'below ' * (high in without)}{high}" if high < math.inf else " on" * (low not in without)
-
-    def fits(value: Any) -> bool:
-        return NUMBER.fits(value) and low <= value <= high and value not in without
-
-    return Rule((words,), fits)
-
-
-def word(*options: Any) -> Rule:
-    return Rule(tuple(map(str, options)), lambda value: type(value) in (str, int) and value in options)
-
-
-def several(rule: Rule, counts: tuple[int, ...] = (), rising: bool = False) -> Rule:
-    """A list of what fits `rule`, with so many entries; none is less than the one before if `rising`."""
-    of = f" of {' or '.join(map(str, counts))}" if counts else ""
-    words = f"a list{of} ({'rising, ' * rising}each {rule})"
-
-    def fits(values: Any) -> bool:
-        right = isinstance(values, list) and all(map(rule.fits, values)) and (not counts or len(values) in counts)
-        return right and (not rising or values == sorted(values))
-
-    return Rule((words,), fits)
-
-
-TRUE = Rule(("true",), lambda value: value is True)
-FLAG = Rule(("true", "false"), lambda value: isinstance(value, bool))
-NULL = Rule(("null",), lambda value: value is None)
-TEXT = Rule(("text",), lambda value: isinstance(value, str) and value != "")
-NUMBER = Rule(("a number",), lambda value: type(value) in (int, float) and abs(value) < math.inf)
-SECTION = Rule(("a section",), lambda value: isinstance(value, Mapping))
-OBJECT = Rule(
-    ("a section with a _target_",), lambda value: isinstance(value, Mapping) and isinstance(value.get("_target_"), str)
-)
-SEED = whole(0, 2**32 - 1)
-CHANCE, PART, FROM_0, ABOVE_0 = number(0, 1), number(0, 1, without=(1,)), number(0), number(0, without=(0,))
-WORDS = several(TEXT | NUMBER)
-SIDE = whole(1, 10_000)  # pixels
-SIZE = PART | whole(0)  # a share or a number of images
-BATCHES = CHANCE | whole(0)
-
-RULES: dict[str, Rule] = {
-    # the entry points
-    "test extras.print_config": FLAG,
-    "data.split_seed": SEED,
-    "eval:seed sample:seed": SEED,
-    "seed data.seed hydra.sweeper.seed": SEED | NULL,
-    "task_name paths.root_dir paths.data_dir paths.log_dir out": TEXT,
-    "train:paths.output_dir predict:paths.output_dir sample:paths.output_dir": TEXT,
-    "paths.output_dir run ckpt_path resume resume_sweep optimized_metric features input path": TEXT | NULL,
-    "optimized_mode callbacks.*.mode ReduceLROnPlateau.mode": word("min", "max"),
-    "trusted": several(TEXT),
-    "tags": WORDS,
-    "classes": WORDS | NULL,
-    "batch_size count": whole(1),
-    "samples": whole(1) | NULL,
-    "split": word("train", "val", "test"),
-    "tta": word("none", "flip", "multicrop"),
-    "format": word("onnx", "torch"),
-    # what is built
-    "data model trainer model.network data.source loss model.loss": OBJECT,
-    "extras paths": SECTION,
-    "data.val_source data.test_source data.augment.* callbacks.* logger.* metrics.* model.metrics.*": OBJECT | NULL,
-    "callbacks logger metrics model.metrics *.options": SECTION | NULL,
-    "scheduler model.scheduler": Rule(("a section with a factory",), lambda v: not v or "factory" in v) | NULL,
-    "data.augment": Rule(("a section (its files have a slash: data/augment=NAME)",), SECTION.fits) | NULL,
-    "optimizer scheduler.factory model.scheduler.factory hydra.launcher hydra.sweeper": OBJECT,
-    "model.optimizer": SECTION,
-    "model.optimizer.generator model.optimizer.discriminator": OBJECT,
-    "optimizer._partial_ model.optimizer.*._partial_ scheduler.factory._partial_": TRUE,
-    # data
-    "data.batch_size": whole(1),
-    "data.image_size model.network.image_size": SIDE,
-    "data.resize": SIDE | NULL,
-    "data.limit data.num_classes model.network.num_classes": whole(1) | NULL,
-    "data.channels model.network.channels": word(1, 3),
-    "data.num_workers": whole(0, max(32, 4 * (os.cpu_count() or 1))) | NULL,
-    "data.val_size data.test_size": SIZE,
-    "data.folds": whole(2, 1000) | NULL,
-    "data.fold": whole(0) | NULL,
-    "data.store": word("cpu", "device"),
-    "data.mean": word("imagenet", "half") | several(NUMBER, (1, 3)) | NULL,
-    "data.std": word("imagenet", "half") | several(ABOVE_0, (1, 3)) | NULL,
-    "data._convert_": word("none", "partial", "object", "all"),
-    "data.balance data.checksum data.download": FLAG,
-    "MapDataset.mode Torchvision.mode HuggingFace.mode Shards.mode": word("memory", "stream"),
-    "data.mode": word("auto", "memory", "stream"),
-    "data.broken": word("fail", "skip"),
-    "data.root data.cache_dir data.cache_size data.name": TEXT,
-    "data.mirror data.image_column data.label_column": TEXT | NULL,
-    # augmentation
-    "RandomHorizontalFlip.p RandomErasing.p RandomOperation.p MixUp.p CutMix.p MixUpOrCutMix.p": CHANCE,
-    "MixUpOrCutMix.switch": CHANCE,
-    "RandomResizedCrop.size Cutout.size": SIDE,
-    "RandomCrop.size": SIDE | NULL,
-    "RandomCrop.padding": SIDE | word(0),
-    "RandAugment.num_ops AugMix.mixture_width": whole(1, 100),
-    "MixUp.until CutMix.until MixUpOrCutMix.until": whole(0) | NULL,
-    "RandAugment.magnitude": whole(0, 30),
-    "AugMix.severity": whole(1, 10),
-    "AutoAugment.policy": word("imagenet", "cifar10", "svhn"),
-    "RandomCrop.mode": word("zero", "reflect"),
-    "RandomAffine.interpolation RandomRotation.interpolation": word("nearest", "bilinear"),
-    "RandomResizedCrop.scale RandomErasing.scale": several(number(0, 1, without=(0,)), (2,), rising=True),
-    "*.ratio RandomAffine.scale GaussianBlur.sigma": several(ABOVE_0, (2,), rising=True),
-    "RandomAffine.translate": several(CHANCE, (2,)),
-    "MixUp.alpha CutMix.alpha MixUpOrCutMix.mixup MixUpOrCutMix.cutmix": ABOVE_0,
-    "ColorJitter.hue": number(0, 0.5),
-    "ColorJitter.* RandomAffine.degrees RandomRotation.degrees RandomAffine.shear": FROM_0,
-    "RandomOperation.magnitude": NUMBER,
-    "PerImage.after_normalize": FLAG,
-    "GaussianBlur.kernel_size": Rule(("an odd number",), lambda value: whole(1).fits(value) and value % 2 == 1),
-    # networks and modules
-    "TinyVGG.hidden_units SNGAN.width SNGAN.noise_size ResNet.depth CifarResNet.depth": whole(1),
-    "VGG.hidden SpeedrunNet.widths": several(whole(1)),
-    "VGG.stages": TEXT | several(whole(1) | word("M")),
-    "VGG.dropout NIN.dropout AlexNet.dropout GAN.decay EMA.decay": PART,
-    "VGG.batch_norm VGG.factorized NIN.batch_norm SpeedrunNet.dirac": FLAG,
-    "GoogLeNet.aux_heads GoogLeNet.true_5x5 GoogLeNet.transform_input": FLAG,
-    "GoogLeNet.small_stem ResNet.small_stem": FLAG | NULL,
-    "SpeedrunNet.logit_scale": ABOVE_0,
-    "TorchvisionNetwork.name TimmNetwork.name": TEXT,
-    "model.channels_last model.compile model.decay_norms_and_biases": FLAG,
-    "model.weights": TEXT | NULL,
-    "GoogLeNetClassifier.aux_weight": FROM_0 | several(FROM_0, (2,)),
-    "GoogLeNetClassifier.aux_decay": word("linear", "cosine") | NULL,
-    "WhitenedClassifier.whitening_images": whole(0),
-    "GAN.discriminator_steps": whole(1),
-    # losses, optimizers, schedules
-    "CrossEntropy.label_smoothing Focal.label_smoothing BinaryCrossEntropy.label_smoothing": PART,
-    "loss.weight": word("balanced") | several(FROM_0) | NULL,
-    "Focal.gamma": FROM_0,
-    "torch.optim.*.lr Muon.lr Muon.sgd_lr torch.optim.*.eps": ABOVE_0,
-    "SGD.momentum RMSprop.momentum Muon.momentum Muon.sgd_momentum": PART,
-    "torch.optim.*.weight_decay Muon.weight_decay Muon.bias_factor": FROM_0,
-    "torch.optim.*.betas": several(PART, (2,)),
-    "SGD.nesterov Muon.fixed_norm torch.optim.*.amsgrad": FLAG,
-    "torch.optim.*.fused": FLAG | NULL,
-    "Muon.iterations": whole(1),
-    "scheduler.interval": word("step", "epoch"),
-    "scheduler.frequency StepLR.step_size": whole(1),
-    "scheduler.monitor": TEXT | NULL,
-    "scheduler.needs_total_steps": FLAG,
-    "CosineWithWarmup.warmup Triangle.peak ReduceLROnPlateau.factor": PART,
-    "OneCycle.pct_start": number(0, 1, without=(0, 1)),
-    "ConstantLR.factor": CHANCE,
-    "CosineWithWarmup.start CosineWithWarmup.end Triangle.start Triangle.end": FROM_0,
-    "OneCycle.max_lr torch.optim.lr_scheduler.*.gamma": ABOVE_0,
-    "MultiStepLR.milestones": several(whole(0), rising=True),
-    "ReduceLROnPlateau.patience": whole(0),
-    # the trainer, by Lightning's names
-    "trainer.accelerator": TEXT,
-    "trainer.default_root_dir": TEXT | NULL,
-    "trainer.strategy": TEXT | OBJECT,
-    "trainer.devices": whole(1, 1024) | word(-1) | TEXT | several(whole(0)),
-    "trainer.precision": TEXT | word(16, 32, 64) | NULL,
-    "trainer.max_epochs": whole(1) | word(-1) | NULL,
-    "trainer.max_steps": whole(1) | word(-1),
-    "trainer.min_epochs trainer.min_steps": whole(0) | NULL,
-    "trainer.num_nodes": whole(1, 100_000),
-    "trainer.accumulate_grad_batches": whole(1),
-    "trainer.check_val_every_n_epoch trainer.log_every_n_steps": whole(1) | NULL,
-    "trainer.gradient_clip_val": FROM_0 | NULL,
-    "trainer.gradient_clip_algorithm": word("norm", "value") | NULL,
-    "trainer.limit_train_batches eval:trainer.limit_test_batches": number(0, 1, without=(0,)) | whole(1),
-    "trainer.limit_val_batches trainer.limit_test_batches trainer.overfit_batches": BATCHES,
-    "trainer.num_sanity_val_steps": whole(-1),
-    "trainer.deterministic": FLAG | word("warn"),
-    "trainer.fast_dev_run": FLAG | whole(1),
-    "trainer.profiler": TEXT | OBJECT | NULL,
-    "trainer.use_distributed_sampler trainer.enable_model_summary trainer.enable_progress_bar": FLAG,
-    "trainer.detect_anomaly trainer.sync_batchnorm trainer.inference_mode trainer.barebones": FLAG,
-    "trainer.benchmark": FLAG | NULL,
-    # callbacks and loggers
-    "EarlyStopping.monitor RunCheckpoint.monitor": TEXT | NULL,
-    "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder": TEXT,
-    "RunCheckpoint.save_top_k RichModelSummary.max_depth": whole(-1),
-    "EarlyStopping.patience": whole(0),
-    "EarlyStopping.min_delta": NUMBER,
-    "RunCheckpoint.auto_insert_metric_name EarlyStopping.strict EarlyStopping.check_finite": FLAG,
-    "LearningRateMonitor.logging_interval": word("step", "epoch") | NULL,
-    "ProgressBar.refresh_every Lookahead.power": FROM_0,
-    "TensorBoardPictures.images SampleSheet.columns SampleSheet.rows Lookahead.every": whole(1),
-    "Lookahead.decay": CHANCE,
-    "Finetune.unfreeze_at": whole(0) | NULL,
-    "Finetune.backbone_lr": ABOVE_0,
-    "logger.*.save_dir MLFlowLogger.experiment_name MLFlowLogger.tracking_uri WandbLogger.project": TEXT,
-    "TensorBoardLogger.name TensorBoardLogger.version": TEXT | whole(0) | NULL,
-    "logger.csv.name": NULL,  # csv/metrics.csv is what the rest reads
-    "logger.csv.version": word("csv"),
-    "TensorBoardLogger.default_hp_metric WandbLogger.offline": FLAG,
-    "WandbLogger.tags": WORDS | NULL,
-    # sweeps
-    "hydra.sweeper.metric hydra.sweeper.direction": TEXT | several(TEXT),
-    "hydra.sweeper.n_trials hydra.launcher.n_jobs": whole(1),
-    "hydra.launcher.retries hydra.launcher.requeues": whole(0),
-    "hydra.launcher.gpus_per_job": whole(0) | NULL,
-    "hydra.sweeper.storage": TEXT | NULL,
-    "hydra.sweeper.study_name": TEXT,
-    "hydra.launcher.cluster": word("slurm", "local", "debug"),
-    "hydra.sweeper.params hydra.launcher.resources": SECTION,
-    "hydra.sweeper.sampler": OBJECT,
-    "TPESampler.n_startup_trials MedianPruner.n_startup_trials MedianPruner.n_warmup_steps": whole(0),
-    "HyperbandPruner.min_resource": whole(1),
-    "HyperbandPruner.max_resource": whole(1) | word("auto"),
-    "HyperbandPruner.reduction_factor NSGAIISampler.population_size": whole(2),
-}
 
 
 def check_values(config: DictConfig, command: str) -> None:
     """Compares every value with the rule for it, if there is one; values that cannot be resolved here are left out.
 
     Args:
-        command: names the file of conf that the config was composed from, and the rules for that alone.
+        command: names the file of conf that the config was composed from.
 
     Raises:
         ValueError: one does not fit; the message has the option, the value and what is allowed. Or one was taken out.
     """
-    for names, value in _values(config):
-        rule = next(filter(None, map(_rule, [f"{command}:{names[-1]}", *names])), None)
+    for names, value, node in named_values(config):
+        place = names[-1]
+        rule = next(filter(None, map(rule_of, [f"{command}:{place}", *names])), None)
         if rule is not None and not rule.fits(value):
+            written: Any = OmegaConf.to_container(node)
+            source = re.fullmatch(r"\$\{([\w.]+)\}", str(written[place.rpartition(".")[2]]))
             shown = value if isinstance(value, str) else json.dumps(value, default=OmegaConf.to_container)
-            raise ValueError(f"{names[-1]}={shown[:SHOWN]} must be {rule}")
+            raise ValueError(f"{source[1] if source else place}={shown[:SHOWN]} must be {rule}")
     if missing := _needed(command) - set(config) if config.get("resume") is None else ():
         raise ValueError(f"there must be a value for {', '.join(sorted(missing))}")
 
 
-@cache
-def _needed(command: str) -> set[str]:
-    """The options and the groups that a file of conf has, but for Hydra's own and those that are optional."""
-    content = read_yaml(CONF / f"{command}.yaml") or {}
-    groups = [
-        group
-        for entry in content.pop("defaults", ())
-        if isinstance(entry, dict)
-        for group, choice in entry.items()
-        if choice
-    ]
-    return {*content, *(group for group in groups if not {" ", "/"} & set(group))} - {"hydra"}
-
-
-def _values(node: DictConfig, place: str = "") -> Iterator[tuple[list[str], Any]]:
-    """Each value below a node, sections included, with its names, that of its place last."""
+def named_values(node: DictConfig, place: str = "") -> Iterator[tuple[list[str], Any, DictConfig]]:
+    """Each value below a node, sections included: its names, that of its place last; itself; the section around it."""
     target = "" if OmegaConf.is_missing(node, "_target_") else str(node.get("_target_", ""))
-    classes = [target, target.rpartition(".")[2]] if target.partition(".")[0] in LIBRARIES else []
+    classes = [target, target.rpartition(".")[2]] if target.partition(".")[0] in NAMED else []
     for key in map(str, node):
         try:
             value = node[key]
@@ -300,19 +49,28 @@ def _values(node: DictConfig, place: str = "") -> Iterator[tuple[list[str], Any]
         except OmegaConfBaseException:
             continue
         names = [*(f"{each}.{key}" for each in classes), f"{place}{key}"]
-        yield names, value
+        yield names, value, node
         if isinstance(value, DictConfig):
-            yield from _values(value, f"{names[-1]}.")
+            yield from named_values(value, f"{names[-1]}.")
 
 
 @cache
-def _rule(name: str) -> Rule | None:
-    return next((rule for pattern, rule in _patterns() if pattern.fullmatch(name)), None)
+def rule_of(name: str) -> Rule | None:
+    """The rule for that name; None where there is none."""
+    every = _rules()
+    alike = (known for known in every if "*" in known and re.fullmatch(known.replace("*", "[^.]*"), name))
+    return every.get(name) or next((every[known] for known in alike), None)
 
 
 @cache
-def _patterns() -> list[tuple[re.Pattern[str], Rule]]:
-    def pattern(names: str) -> re.Pattern[str]:
-        return re.compile(re.escape(names).replace(r"\*", "[^.]*").replace(r"\ ", "|"))
+def _rules() -> dict[str, Rule]:
+    return {name: rule for names, rule in RULES.items() for name in names.split()}
 
-    return [(pattern(names), rule) for names, rule in RULES.items()]
+
+@cache
+def _needed(command: str) -> set[str]:
+    """The options and the groups that a file of conf has, but for Hydra's own and those that are optional."""
+    content = read_yaml(CONF / f"{command}.yaml") or {}
+    chosen = [entry for entry in content.pop("defaults", ()) if isinstance(entry, dict)]
+    groups = {group for entry in chosen for group, choice in entry.items() if choice is not None}
+    return {*content, *(group for group in groups if not {" ", "/"} & set(group))} - {"hydra"}

@@ -26,13 +26,8 @@ from src import cli
 from tests.conftest import composed
 
 PREPARE = {"train": cli.go_on, "eval": import_module("src.eval").prepare}
-SMALL = [
-    "data.limit=40",
-    "data.batch_size=8",
-    "model.network.hidden_units=2",
-    "trainer=cpu",
-    "trainer.fast_dev_run=true",
-]
+SMALL = ["data.limit=40", "data.batch_size=8", "model.network.hidden_units=2", "trainer=cpu"]
+SMALL += ["trainer.fast_dev_run=true"]
 GROUPS = {
     "model": ["tinyvgg", "resnet20_cifar", "speedrun", "nothing", "null", "[a,b]"],
     "optimizer": ["sgd", "adamw", "muon", "adan", "null"],
@@ -57,10 +52,10 @@ def keys_of(name: str) -> list[str]:
             return [place]
         return [key for part, child in node.items() for key in inside(child, f"{place}.{part}".lstrip("."))]
 
+    # These start programs and further processes.
+    aside = ("_target_", "_partial_", "resume_sweep", "num_workers", "devices", "num_nodes", "strategy")
     keys = inside(OmegaConf.to_container(composed(name=name)), "")
-    return [
-        key for key in keys if not key.startswith(("paths.", "hydra")) and not key.endswith(("_target_", "_partial_"))
-    ]
+    return [key for key in keys if not key.startswith(("paths.", "hydra")) and not key.endswith(aside)]
 
 
 def words(name: str) -> st.SearchStrategy[list[str]]:
