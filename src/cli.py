@@ -7,7 +7,10 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,6 +36,9 @@ USER_ERRORS = (
 )
 NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
+LOST = RunError("a process that trains with this one ended before it; resume=latest goes on from the last checkpoint")
+PARENT = os.getppid()
+GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[Given], Any] = lambda _: None) -> None:
@@ -49,6 +55,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         with one_line_errors(config_name, show_traceback):
             return task(cfg)
 
+    if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
         check_flags(config_name)
@@ -149,20 +157,39 @@ def quieten() -> None:
 
 @contextmanager
 def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
-    """Ends the program with one message and exit code 1 where the user made a mistake."""
+    """Ends the program with one message and exit code 1 where the user made a mistake; after a signal with its code."""
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes an exit with 1 of the one
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
+        if type(end).__name__ == "SIGTERMException" and end.code is None:  # Lightning's, of an evaluation
+            sys.exit(128 + signal.SIGTERM)
+        raise
     except Exception as error:
         cause = user_error(error)
         if show_traceback or cause is None:
             raise
-        print(f"error: {explain(cause, config_name)}", file=sys.stderr)
+        # One process tells of another that was lost: the first, or those that were left by it.
+        if not (cause is LOST and int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.getppid() == PARENT):
+            print(f"error: {explain(cause, config_name)}", file=sys.stderr)
         sys.exit(1)
+
+
+def end_with_parent() -> None:
+    """Ends a process of several that train together once the one that started it has gone."""
+    while os.getppid() == PARENT:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)  # where it waits for another for ever
 
 
 def user_error(error: BaseException) -> BaseException | None:
     """The user's mistake behind an exception, or None where it is a defect of the program."""
     told = str(error)
+    if isinstance(error, RuntimeError) and re.search(r"\bgloo\b|\bNCCL\b", told):
+        return LOST
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):

@@ -88,7 +88,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     check_network(cfg)
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
-    model = build_model(cfg, datamodule if cfg.resume is None and cfg.ckpt_path is None else None)
+    resumes = cfg.resume is not None and (output / LAST).is_file()
+    model = build_model(cfg, None if resumes or cfg.ckpt_path is not None else datamodule)
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0 and will_validate(trainer))
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
@@ -104,18 +105,15 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if OmegaConf.select(cfg, "extras.print_config") and trainer.is_global_zero:
         records.print_config(config)
 
-    ckpt_path = cfg.ckpt_path
-    if cfg.resume is not None:
-        ckpt_path = str(output / LAST)
-        if trainer.is_global_zero:
+    if cfg.resume is not None and trainer.is_global_zero:
+        record.started = partial(records.keep_overrides, cfg, output)
+        if resumes:
             records.restore_csv(logger, output, load_checkpoint(output / LAST)["global_step"])
-            record.started = partial(records.keep_overrides, cfg, output)
-    trainer.fit(model, datamodule, ckpt_path=ckpt_path)
+    trainer.fit(model, datamodule, ckpt_path=str(output / LAST) if resumes else cfg.ckpt_path)
     if spawns and (output / LAST).is_file():
         records.take_over(trainer, load_checkpoint(output / LAST), logger, output)
 
-    # A run that was stopped after its last epoch logs nothing more in `fit`.
-    metrics = record.metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     objects = {
         "cfg": cfg, "datamodule": datamodule, "model": model,
         "callbacks": trainer.callbacks, "logger": logger, "trainer": trainer,

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from src.data.augment import PerImage, RandomResizedCrop
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess, measure_statistics, statistic
-from src.data.samplers import EvalSampler, TrainLoader, TrainSampler
+from src.data.samplers import EvalSampler, Loader, TrainLoader, TrainSampler, outlive_sigterm
 
 
 class ImageDataModule(LightningDataModule):
@@ -195,13 +195,14 @@ class ImageDataModule(LightningDataModule):
     def _eval_loader(self, split: str) -> DataLoader:
         data, (rank, world) = self._existing(split), self._rank_and_world()
         sampler = EvalSampler(data, rank=rank, num_replicas=world, shuffle=False)
-        return DataLoader(data, sampler=sampler, **self._loader_options())
+        return Loader(data, sampler=sampler, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers or 0,
+            "worker_init_fn": outlive_sigterm,
             "collate_fn": tuple,  # the batch as it was fetched
             "generator": torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
             "pin_memory": on_gpu and not self.on_device,

@@ -1,5 +1,6 @@
 """The order of the images, and a train loader that goes on in the middle of an epoch."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,7 +75,24 @@ class EvalSampler(DistributedSampler):
         return iter([i if i < size else -1 for i in range(self.rank, self.total_size, self.num_replicas)])
 
 
-class TrainLoader(DataLoader):
+class Loader(DataLoader):
+    """Its workers outlive a SIGTERM that all processes of a run get: those that train need them until they stop."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `outlive_sigterm`
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def outlive_sigterm(worker: int) -> None:
+    """In a new worker of a `Loader`: the first SIGTERM does nothing, the second ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+class TrainLoader(Loader):
     """Goes on in the middle of an epoch, without a state of its own.
 
     Lightning's batch progress is the one record of the position: the sampler asks for it, and so do the draws.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -199,11 +200,20 @@ class Task(LightningModule):
         return int(total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_sums"] = self.sums["train"].state()
+        checkpoint["train_sums"] = of_each_process(self.sums["train"].state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "train_sums" in checkpoint:
-            self.sums["train"] = Sums(**checkpoint["train_sums"])
+        states = checkpoint.get("train_sums", [])
+        self.sums["train"] = Sums(**states[self.global_rank]) if self.global_rank < len(states) else Sums()
+
+
+def of_each_process(value: Any) -> list[Any]:
+    """The values that all processes of the training have, in the order of their ranks; all must call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class Sums:
@@ -249,5 +259,6 @@ class Sums:
 
         What is pending is kept apart: a float sum depends, in its last bit, on where it is split.
         """
-        pending = {name: torch.stack(values) for name, values in self.pending.items()}
-        return {"count": int(self.count), "totals": dict(self.totals), "pending": pending}
+        pending = {name: torch.stack(values).cpu() for name, values in self.pending.items()}
+        totals = {name: total.cpu() for name, total in self.totals.items()}
+        return {"count": int(self.count), "totals": totals, "pending": pending}

@@ -115,6 +115,8 @@ def resumed_config(
 ) -> dict[str, Any]:
     """The config of a run that is to go on, `resume` set to its folder.
 
+    One that was killed between the first checkpoint of all, its best one, and `last.ckpt` begins again.
+
     Args:
         given: options that the command line sets.
 
@@ -122,9 +124,10 @@ def resumed_config(
         RunError: no such run, no checkpoint in it, or a config that is refused.
     """
     folder = find_run(name, logs).resolve()
-    if not (folder / LAST).is_file():
+    found = [path for path in (folder / LAST, *folder.glob(f"{CHECKPOINTS}/epoch_*.ckpt")) if path.is_file()]
+    if not found:
         raise RunError(f"{folder} has no {LAST} to resume from: start the run again")
-    config = saved_config(folder, load_checkpoint(folder / LAST), trusted, logs, given)
+    config = saved_config(folder, load_checkpoint(found[0]), trusted, logs, given)
     return {**config, "resume": str(folder)}
 
 

@@ -210,8 +210,8 @@ def outcome(folder: Path, code: int, asked: str) -> tuple[str, str]:
     done = read_numbers(folder) is not None
     if done or asked:
         return "done" if done else asked, ""
-    if code == 0:  # Lightning leaves with 0 when somebody sends it SIGTERM; a fast_dev_run leaves no results
-        return ("killed", "asked to stop before its end") if can_resume(folder) else ("done", "without results")
+    if code == 0:  # as after a fast_dev_run
+        return "done", "without results"
     lines = (folder / LOG).read_text(errors="replace")[-8192:].splitlines()
     tail = [line.strip() for line in lines if line.strip() and "HYDRA_FULL_ERROR" not in line][-5:]
     if any(word in line.lower() for word in MEMORY for line in tail):
