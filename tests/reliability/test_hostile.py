@@ -354,7 +354,7 @@ def test_a_sweeps_command_is_repeated_only_as_far_as_it_is_harmless(word: str, t
     assert resume_command(harmless)[1:-1] == [*entry_point(), *plain]
 
 
-@pytest.mark.parametrize("command", [["-c", "import os"], ["-m", "os"], ["evil.py"], "rm -rf"])
+@pytest.mark.parametrize("command", [["-i", "-m", "src.train"], ["-m", "os"], ["evil.py"], "rm -rf"])
 def test_a_sweeps_command_is_one_of_this_program(command: Any, tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", command)
     with pytest.raises(RunError, match="not one of python"):
