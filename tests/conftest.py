@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -52,6 +53,15 @@ def composed(*overrides: str, name: str = "train", folder: Path | None = None) -
     inside += ["local=[]"] if not any(override.startswith("local=") for override in overrides) else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, [*inside, *overrides])
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that runs in the test's process logs into its run folder, which may be gone when the next test logs."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
