@@ -245,5 +245,5 @@ def test_two_processes_predict_what_one_does(run: Path) -> None:
     for more in ([], ["trainer=ddp_cpu"]):
         done = run_command("-m", "src.eval", f"run={run}", "data.limit=333", *more)
         assert done.returncode == 0, done.stderr
-        written.append((run / "predictions.csv").read_bytes())
+        written.append((run / "predictions_limit333.csv").read_bytes())
     assert written[0] == written[1]
