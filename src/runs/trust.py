@@ -37,7 +37,7 @@ KINDS = {
 }
 # Places whose objects write files, and what looks like the place of a file, by its name or by itself.
 WRITERS = r"(callbacks|logger|trainer)\."
-PLACES = r".*(dir|dirpath|_path|location|folder)"
+PLACES = r".*(dir|dirpath|_path|location|folder)|_args_"
 ELSEWHERE = r"~|.*://|(.*[/\\])?\.\.([/\\]|$)|[/\\]"
 
 

@@ -121,6 +121,7 @@ VALUES = {
     "logger.csv.version": "../../victim",
     "logger.csv.name": "VICTIM",
     "logger.tensorboard.save_dir": "here",
+    "logger.x._args_": ["here"],
     "logger.x.tracking_uri": "http://example.org",
     "trainer.default_root_dir": "VICTIM",
     "trainer.profiler.dirpath": "VICTIM",
