@@ -17,12 +17,13 @@ from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src import figures
-from src.eval import _draw, evaluate, prepare
+from src.eval import evaluate, prepare
 from src.evaluation.metrics import measure, views
 from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
+from src.studies.classifier import draw
 from tests.conftest import composed, run_command
 
 
@@ -97,7 +98,8 @@ def test_figures_get_the_confusions_and_the_images_of_most_confidence(plain, mon
     given = []
     for name in ("confusion_matrix", "examples"):
         monkeypatch.setattr(figures, name, lambda *arguments: given.append(arguments))
-    list(_draw("test", "", plain.objects))
+    of_test = {"cfg": SimpleNamespace(split="test"), "datamodule": plain.objects["datamodule"], "title": ""}
+    list(draw(SimpleNamespace(**of_test, tables=plain.objects), plain.objects["run"].classes))  # type: ignore[arg-type]
     np.testing.assert_array_equal(given[0][0], sk.confusion_matrix(plain.labels, plain.guess))
     wrong = plain.guess != plain.labels
     for (images, labels, *_), there in zip(given[1:], (wrong, ~wrong), strict=True):

@@ -10,7 +10,18 @@ import pytest
 from tests.conftest import ROOT, run_command
 
 ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "report"}
-ROOMS = ENTRY_POINTS | {"cli", "figures", "runs", "modules", "networks", "data", "evaluation", "callbacks", "sweeps"}
+ROOMS = ENTRY_POINTS | {
+    "cli",
+    "figures",
+    "runs",
+    "modules",
+    "networks",
+    "data",
+    "evaluation",
+    "callbacks",
+    "sweeps",
+    "studies",
+}
 
 FORBIDDEN = {
     "networks": {"lightning", "hydra", "omegaconf"} | (ROOMS - {"networks"}),
@@ -21,6 +32,7 @@ FORBIDDEN = {
     "callbacks": {"hydra", "networks", "data"} | ENTRY_POINTS,
     "runs": {"sweeps"} | ENTRY_POINTS,
     "sweeps": {"torch", "lightning"} | ENTRY_POINTS,
+    "studies": ENTRY_POINTS | {"sweeps"},
     "cli": ENTRY_POINTS,
     **{name: ENTRY_POINTS - {name} for name in ENTRY_POINTS},
 }

@@ -1,0 +1,48 @@
+"""What an evaluation looks into: one file a study, which adds to what is written of the evaluation.
+
+A study is built before the test, where it may refuse, and called after it, on every process.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig
+
+from src.runs.run import Run
+
+
+@dataclass
+class Evaluation:
+    """The test of a run on one split, and what is to be written of it.
+
+    Attributes:
+        cfg: of the command.
+        run: its `config` has the data and the trainer as they were used.
+        datamodule, trainer: which tested the run's model.
+        title: network, data set and split, for figures.
+        metrics: numbers by name, without the split's.
+        tables: data frames by the name of their file, NAME.csv.
+        figures: by the name of their file, figures/NAME.png.
+    """
+
+    cfg: DictConfig
+    run: Run
+    datamodule: Any
+    trainer: Any
+    title: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
+    """The studies that the config asks for, in order.
+
+    Raises:
+        ValueError, RunError: one of them cannot be made of this run.
+    """
+    from src.studies.generative import Samples
+
+    options = {"features": Samples}
+    return [study(run, cfg) for option, study in options.items() if cfg[option]]
