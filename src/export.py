@@ -103,9 +103,10 @@ def _deployed(run: Run) -> Deployed:
     from src.modules.gan import GAN, Sampler
 
     generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", torch.nn.Softmax(dim=1))
-    core = run.network
+    core: torch.nn.Module = run.network
     if isinstance(run.model, GAN):
-        core, network = run.model.averaged, Sampler(run.model.averaged)
+        core = run.model.averaged
+        network: torch.nn.Module = Sampler(core)
         noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
         examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
         side = run.config.data.image_size

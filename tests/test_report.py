@@ -243,7 +243,7 @@ def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(
             "| max val/acc | 1,234,567 | 3 | 0.025 | 0, 1 |",
             "| cpu | None | 3 | 0.08 |",
         ),
-        *("- `optimizer.lr`: 0.1, 0.5", "    python -m src.train", "- torch: 2.15", "- commit: abc"),
+        *("- `optimizer.lr`: 0.1, 0.5", "- torch: 2.15", "- commit: abc"),
     ):
         assert fact in sheet, fact
 
