@@ -102,8 +102,11 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         log.warning("this run will train, but nothing will open or resume it: %s", error)
     if drawn and trainer.is_global_zero:
         log.info("seed=%d was drawn", cfg.seed)
-    if OmegaConf.select(cfg, "extras.print_config") and trainer.is_global_zero:
-        records.print_config(config)
+    if trainer.is_global_zero:
+        for line in records.chosen():
+            log.info(line)
+        if OmegaConf.select(cfg, "extras.print_config"):
+            records.print_config(config)
 
     if cfg.resume is not None and trainer.is_global_zero:
         record.started = partial(records.keep_overrides, cfg, output)

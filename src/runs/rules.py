@@ -220,7 +220,7 @@ RULES: dict[str, Rule] = {
     # callbacks and loggers
     "EarlyStopping.monitor RunCheckpoint.monitor": TEXT | NULL,
     "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder": TEXT,
-    "RunCheckpoint.save_top_k RichModelSummary.max_depth": whole(-1),
+    "RunCheckpoint.save_top_k Summary.max_depth": whole(-1),
     "EarlyStopping.patience": whole(0),
     "EarlyStopping.min_delta": NUMBER,
     "RunCheckpoint.auto_insert_metric_name EarlyStopping.strict EarlyStopping.check_finite": FLAG,
