@@ -13,6 +13,7 @@ from src.figures.style import (
     GREY,
     VERMILION,
     Figure,
+    compact,
     house_style,
     pixels,
     save,
