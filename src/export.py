@@ -66,7 +66,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():
         raise ValueError(f"path={path} cannot be written: it is a folder.")
-    deployed = _deployed(run)
+    deployed = _deployed(run, cfg.calibrated)
     metadata = {"classes": json.dumps(run.classes), "image_size": str(deployed.side)}
     tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:
@@ -80,7 +80,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed}
 
 
-def _deployed(run: Run) -> Deployed:
+def _deployed(run: Run, calibrated: bool = False) -> Deployed:
     """A classifier with its preprocessing before and probabilities behind it, or a GAN's generator.
 
     The classifier is tried with noise, among it a black and a white image, uint8 (5, C, S, S).
@@ -90,7 +90,7 @@ def _deployed(run: Run) -> Deployed:
     from src.data.preprocess import Preprocess
     from src.modules.gan import GAN, Sampler
 
-    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", torch.nn.Softmax(dim=1))
+    generator, link = torch.Generator().manual_seed(0), run.link(calibrated)
     if isinstance(run.model, GAN):
         network: torch.nn.Module = Sampler(run.model.averaged)
         noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
