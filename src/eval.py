@@ -150,8 +150,9 @@ def _print(metrics: dict[str, float], objects: dict[str, Any]) -> None:
 
     values = {}
     for name, value in metrics.items():
-        ends = [metrics.get(name.replace("/acc", f"/acc_{end}")) for end in ("low", "high")]
-        values[name] = shown(name.removesuffix("_tta"), value) if None in ends else shown_interval(value, *ends)
+        head, _, tail = name.partition("/acc")
+        ends = [metrics[end] for side in ("low", "high") if (end := f"{head}/acc_{side}{tail}") in metrics]
+        values[name] = shown_interval(value, *ends) if ends else shown(name.removesuffix("_tta"), value)
     told = [name for name in values if not name.partition("/")[2].startswith(("acc_low", "acc_high"))]
     frame = pd.DataFrame({"metric": told, "value": [values[name] for name in told]})
     rich_print(rich_table(frame, objects["run"].checkpoint_path.name))

@@ -147,8 +147,9 @@ def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
         if kind == "class":
             text = f"class: the lowest {MOST_SLICES} of {len(rows)}" if len(rows) > MOST_SLICES else text
             rows = rows[np.argsort(value[rows], kind="stable")][:MOST_SLICES]
-        at, error = np.arange(len(rows)), np.stack([value[rows] - low[rows], high[rows] - value[rows]])
-        axes.errorbar(value[rows], at, xerr=error, fmt="o", color=BLUE, ecolor=SKY, markersize=4, elinewidth=2.4)
+        at = np.arange(len(rows))
+        axes.hlines(at, low[rows], high[rows], color=SKY, linewidth=2.4)
+        axes.plot(value[rows], at, "o", color=BLUE, markersize=4)
         axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--")
         axes.set_yticks(at, [short(str(name), 20) for name in names[rows]], fontsize=8)
         axes.set(title=f"by {text} ({number[rows].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))

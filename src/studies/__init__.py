@@ -51,5 +51,5 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     from src.studies.calibration import Calibration
     from src.studies.generative import Samples
 
-    options = {"features": Samples, "calibrate": Calibration}
+    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]

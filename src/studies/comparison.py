@@ -72,7 +72,8 @@ def compare(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
         frame.insert(2, "class", name)
         found.append(frame)
     both = [found[0], pd.concat(found[1:])]
-    return pd.concat([frame.assign(corrected=holm(frame["p"].tolist())) for frame in both], ignore_index=True)
+    corrected = (frame.assign(corrected=np.array(holm(frame["p"].tolist()), float)) for frame in both)
+    return pd.concat(list(corrected), ignore_index=True)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
