@@ -142,7 +142,7 @@ def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
     value, low, high = (np.asarray(table[key], float) for key in ("accuracy", "low", "high"))
     panels = [(kind, np.flatnonzero(by == kind)) for kind in dict.fromkeys(by)]
     figure = Figure(9.6, 7.2, title)
-    for axes, (kind, rows) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    for axes, (kind, rows) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
         text = str(kind)
         if kind == "class":
             text = f"class: the lowest {MOST_SLICES} of {len(rows)}" if len(rows) > MOST_SLICES else text
@@ -150,7 +150,7 @@ def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
         at = np.arange(len(rows))
         axes.hlines(at, low[rows], high[rows], color=SKY, linewidth=2.4)
         axes.plot(value[rows], at, "o", color=BLUE, markersize=4)
-        axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--")
+        axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--", zorder=0)
         axes.set_yticks(at, [short(str(name), 20) for name in names[rows]], fontsize=8)
         axes.set(title=f"by {text} ({number[rows].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))
         axes.xaxis.set_major_formatter(PERCENT)
