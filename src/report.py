@@ -5,8 +5,9 @@
     python -m src.report networks data.image_size=224
 
 The first reads what the runs left in their folders (no torch) and writes report.html, report.md, summary.csv,
-summary.json and runs.csv. Runs that differ by seed or fold alone are one row: mean ± deviation. The second compares the
-rows image by image, in pairs, where `src.eval` has tested their runs, and writes comparison.csv and comparison.md.
+summary.json and runs.csv. Runs that differ by seed or fold alone are one row: mean ± deviation. With --paper also
+paper/: figures without titles as PDF, SVG and PNG, the table as LaTeX, and a reproducibility sheet. The second compares
+the rows image by image, in pairs, where `src.eval` has tested their runs, and writes comparison.csv and comparison.md.
 """
 
 import os
@@ -66,7 +67,9 @@ class Record:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[list[Row], dict[str, Record], list[Path]]:
+def report(
+    paths: Sequence[str | Path], output: Path | None = None, paper: bool = False
+) -> tuple[list[Row], dict[str, Record], list[Path]]:
     """Reads runs and folders of runs, and writes the report into `output` (by default report/ in the folder of all).
 
     Returns:
@@ -85,7 +88,8 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[lis
     means = f"{tables.markdown(overview(rows))}\n{tables.caption(rows)}\n\n" if rows else ""
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
-    return rows, runs, [output / name for name in FILES]
+    files = [output / name for name in FILES]
+    return rows, runs, [*files, *_write_paper(output / "paper", rows, runs)] if paper else files
 
 
 def paired(
@@ -192,16 +196,40 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
 
     from src import figures
 
+    found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows)}
+    found |= {"histories": _histories(rows, runs), "shown": _shown(rows, runs)}
+    template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
+    return template.render(**found, sweeps=sweeps, runs=every, figures=figures, tables=tables, b64encode=b64encode)
+
+
+def _shown(rows: list[Row], runs: Mapping[str, Record]) -> list[Record]:
+    return list(runs.values()) if len(runs) <= MOST else [runs[row.runs[0]] for row in rows][:MOST]
+
+
+def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[str, list[Any]]]:
+    """By data set, and by what tells a row from the others, the histories of its runs."""
     histories: dict[str, dict[str, list[Any]]] = {}
     for row in rows:
         label = ", ".join(f"{key}={value}" for key, value in row.differing.items() if value and key != "data")
         if alike := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
             histories.setdefault(row.differing["data"], {}).setdefault(label, []).extend(alike)
-    shown = list(runs.values()) if len(runs) <= MOST else [runs[row.runs[0]] for row in rows][:MOST]
-    found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows), "histories": histories}
-    found |= {"sweeps": sweeps, "shown": shown, "runs": every}
-    template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
-    return template.render(**found, figures=figures, tables=tables, b64encode=b64encode)
+    return histories
+
+
+def _write_paper(folder: Path, rows: list[Row], runs: Mapping[str, Record]) -> list[Path]:
+    from src import figures
+    from src.runs.facts import reproducibility
+
+    table, results = overview(rows).drop(columns="run"), {name: run.results for name, run in runs.items()}
+    texts = {"table.tex": tables.latex(table), "table.md": tables.markdown(table)}
+    texts["reproducibility.md"] = reproducibility(rows, results)
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    drawn = {f"compare_{data}": figures.compare(alike) for data, alike in _histories(rows, runs).items()}
+    trained = [run for run in _shown(rows, runs) if len(run.history["epoch"])]
+    drawn |= {f"curves_{run.folder.name}": figures.curves(run.history) for run in trained}
+    files = [path for name, figure in drawn.items() for path in figures.save_for_paper(figure, folder / name)]
+    return [folder / name for name in texts] + files
 
 
 def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -240,6 +268,7 @@ def main() -> None:
     parser = ArgumentParser("python -m src.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="RUN|FOLDER", help="run folders and folders of runs")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (report/ in the runs' own folder)")
+    parser.add_argument("--paper", action="store_true", help="write paper/ as well: PDF, SVG, LaTeX and facts")
     args = parser.parse_args()
     with cli.one_line_errors("train", os.environ.get("HYDRA_FULL_ERROR") == "1"):
         if args.paths[0] == "networks":
@@ -254,7 +283,7 @@ def main() -> None:
             worst = comparison.by_class(found).head(comparison.MOST)
             console.print(tables.rich_table(worst, "the classes that differ most"))
         else:
-            rows, runs, files = report(args.paths, args.out)
+            rows, runs, files = report(args.paths, args.out, args.paper)
             if rows:
                 console.print(tables.rich_table(overview(rows), caption=tables.caption(rows)))
     unfinished = [f"{run.status}: {run.folder}" for run in runs.values() if run.numbers is None]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, run_command
 
-ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "report"}
+ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "rename", "report"}
 ROOMS = ENTRY_POINTS | {
     "cli",
     "figures",

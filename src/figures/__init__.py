@@ -7,4 +7,15 @@ pyplot is never touched, so a figure can be drawn in any thread and without a sc
 from src.figures.classes import class_bars, confusion_matrix, reliability, slices
 from src.figures.epochs import compare, curves, overfit_epoch
 from src.figures.images import examples, image_grid, sample_sheet, tiled
-from src.figures.style import BLUE, COLOURS, GREY, VERMILION, Figure, house_style, pixels, save, save_pixels
+from src.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    VERMILION,
+    Figure,
+    house_style,
+    pixels,
+    save,
+    save_for_paper,
+    save_pixels,
+)

@@ -50,6 +50,23 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def save_for_paper(figure: Figure, path: Path) -> list[Path]:
+    """Writes the figure, its titles taken off, as PNG, PDF and SVG beside each other; gives the paths.
+
+    ``path`` has no ending.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.suptitle("")
+    for axes in figure.axes:
+        for place in ("left", "center"):
+            axes.set_title("", loc=place)
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "pdf", "svg")]
+    with rc_context(STYLE):
+        for each, date in zip(paths, ("Creation Time", "CreationDate", "Date"), strict=True):
+            figure.savefig(each, metadata={date: None})  # the same figure is the same file
+    return paths
+
+
 def save_pixels(image: NDArray[np.uint8], path: Path) -> Path:
     """Writes uint8 (H, W, 3) as PNG, pixel by pixel, making the folder, and gives the path back."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 LOGS = Path("logs")
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
-RESULTS, METRICS = "results.json", "csv/metrics.csv"
+RESULTS, METRICS, EVALUATION = "results.json", "csv/metrics.csv", "evaluation.json"
 PREDICTIONS, CALIBRATION = "predictions.csv", "calibration.json"  # of `python -m src.eval`
 
 FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")

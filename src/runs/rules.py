@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
     "samples": whole(1) | NULL,
     "split": choice("train", "val", "test"),
     "tta": choice("none", "flip", "multicrop"),
-    "format": choice("onnx", "torch"),
+    "format": choice("onnx", "torch", "safetensors"),
     # what is built
     "train:data train:model train:trainer train:loss train:optimizer eval:trainer eval:data shards:data": OBJECT,
     "*Classifier.network *Classifier.optimizer GAN.network MapDataset.source": OBJECT,

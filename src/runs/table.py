@@ -213,6 +213,13 @@ def markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
+def latex(frame: pd.DataFrame) -> str:
+    """A frame of text as a LaTeX table, for the package booktabs."""
+    sides = "".join("r" if right else "l" for right in numeric(frame))
+    styled = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    return styled.to_latex(hrules=True, column_format=sides).replace("±", r"$\pm$")
+
+
 def write_summary(folder: Path, rows: Sequence[Row]) -> None:
     """Writes summary.json, and summary.csv: mean, deviation and half the interval of every metric, unrounded."""
     import pandas as pd
