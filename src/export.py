@@ -77,6 +77,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     deployed = _deployed(run, cfg.calibrated)
     metadata = {"classes": json.dumps(run.classes), "image_size": str(deployed.side)}
     metadata |= {name: json.dumps(run.checkpoint["preprocess"][name]) for name in ("mean", "std")}
+    metadata |= {"temperature": str(run.temperature)} if cfg.calibrated else {}
     write = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_safetensors}[cfg.format]
     tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:

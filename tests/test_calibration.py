@@ -110,7 +110,10 @@ def test_predictions_and_exports_use_it_on_request(calibrated, tmp_path: Path) -
     torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
     path = tmp_path / "model.pt2"
     exporting.export(composed(*given, "format=torch", f"path={path}", name="export"))
-    torch.testing.assert_close(torch.export.load(path).module()(images), expected, atol=1e-5, rtol=0)
+    told = {"temperature": ""}
+    exported = torch.export.load(path, extra_files=told).module()
+    torch.testing.assert_close(exported(images), expected, atol=1e-5, rtol=0)
+    assert float(told["temperature"]) == temperature
 
 
 BROKEN = {

@@ -213,20 +213,23 @@ class Run:
         place = {"epoch": self.checkpoint["epoch"], "step": self.checkpoint["global_step"]}
         return {"checkpoint": self.checkpoint_path.name, **place}
 
-    def link(self, calibrated: bool = False) -> nn.Module:
-        """From the network's logits (B, K) to probabilities (B, K), with the run's own temperature if `calibrated`.
+    @property
+    def temperature(self) -> float:
+        """What `python -m src.eval run=RUN calibrate=true` fitted for this checkpoint, to divide the logits by.
 
         Raises:
-            RunError: it has none for this checkpoint.
+            RunError: it fitted none, or for another checkpoint.
         """
+        return read_temperature(self.folder, self.origin)
+
+    def link(self, calibrated: bool = False) -> nn.Module:
+        """From the network's logits (B, K) to probabilities (B, K), at its `temperature` if `calibrated`."""
         import torch
 
         from src.evaluation.calibration import Temperature
 
         link = getattr(self.model, "link", torch.nn.Softmax(dim=1))
-        return (
-            torch.nn.Sequential(Temperature(read_temperature(self.folder, self.origin)), link) if calibrated else link
-        )
+        return torch.nn.Sequential(Temperature(self.temperature), link) if calibrated else link
 
     @cached_property
     def datamodule(self) -> LightningDataModule:
