@@ -74,9 +74,10 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():
         raise ValueError(f"path={path} cannot be written: it is a folder.")
-    deployed = _deployed(run)
+    deployed = _deployed(run, cfg.calibrated)
     metadata = {"classes": json.dumps(run.classes), "image_size": str(deployed.side)}
     metadata |= {name: json.dumps(run.checkpoint["preprocess"][name]) for name in ("mean", "std")}
+    metadata |= {"temperature": str(run.temperature)} if cfg.calibrated else {}
     write = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_safetensors}[cfg.format]
     tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:
@@ -92,7 +93,7 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
 
 
-def _deployed(run: Run) -> Deployed:
+def _deployed(run: Run, calibrated: bool = False) -> Deployed:
     """A classifier with its preprocessing before and probabilities behind it, or a GAN's generator.
 
     The classifier is tried with noise, among it a black and a white image, uint8 (5, C, S, S).
@@ -102,7 +103,7 @@ def _deployed(run: Run) -> Deployed:
     from src.data.preprocess import Preprocess
     from src.modules.gan import GAN, Sampler
 
-    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", torch.nn.Softmax(dim=1))
+    generator, link = torch.Generator().manual_seed(0), run.link(calibrated)
     core: torch.nn.Module = run.network
     if isinstance(run.model, GAN):
         core = run.model.averaged

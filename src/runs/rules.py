@@ -78,7 +78,7 @@ BATCHES = CHANCE | whole(0)
 
 RULES: dict[str, Rule] = {
     # the entry points
-    "test extras.print_config": FLAG,
+    "test extras.print_config calibrate calibrated": FLAG,
     "data.split_seed": SEED,
     "eval:seed sample:seed": SEED,
     "seed data.seed hydra.sweeper.seed": SEED | NULL,

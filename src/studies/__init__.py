@@ -5,11 +5,15 @@ A study is built before the test, where it may refuse, and called after it, on e
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src.runs.run import Run
+
+# What decides which images are held out, by split.
+SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
 
 @dataclass
@@ -24,6 +28,7 @@ class Evaluation:
         metrics: numbers by name, without the split's.
         tables: data frames by the name of their file, NAME.csv.
         figures: by the name of their file, figures/NAME.png.
+        files: what a study has written itself.
     """
 
     cfg: DictConfig
@@ -34,6 +39,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
 
 def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
@@ -42,7 +48,8 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     Raises:
         ValueError, RunError: one of them cannot be made of this run.
     """
+    from src.studies.calibration import Calibration
     from src.studies.generative import Samples
 
-    options = {"features": Samples}
+    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
