@@ -43,6 +43,7 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
         ValueError, RunError: one of them cannot be made of this run.
     """
     from src.studies.generative import Samples
+    from src.studies.looks import Looks
 
-    options = {"features": Samples}
+    options = {"features": Samples, "cam": Looks}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
