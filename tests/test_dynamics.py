@@ -22,7 +22,7 @@ def test_hand_worked_epochs_become_confidence_variability_and_forgetting() -> No
         ([0, 1, 3], [0.6, 0.3, 0.4], [True, False, False]),
         ([1, 0, 2], [0.7, 0.7, 0.5], [True, True, False]),
     ]
-    epochs = ((3 + i, *by_image(*map(np.array, answer), 5)) for i, answer in enumerate(answers))
+    epochs = ((3 + i, *by_image(*map(np.array, answer), size=5)) for i, answer in enumerate(answers))
     frame = cartography(epochs, 5)
     assert frame["epochs"].tolist() == [3, 3, 2, 1, 0]
     np.testing.assert_allclose(frame["confidence"], [0.5, 0.5, 0.7, 0.4, np.nan], atol=1e-7)
@@ -34,7 +34,7 @@ def test_hand_worked_epochs_become_confidence_variability_and_forgetting() -> No
 
 
 def test_an_image_that_an_epoch_shows_thrice_counts_once() -> None:
-    confidence, right = by_image(np.array([1, 1, 1, 0]), np.array([0.2, 0.4, 0.9, 0.5]), np.array([1, 0, 1, 0]), 3)
+    confidence, right = by_image(np.array([1, 1, 1, 0]), np.array([0.2, 0.4, 0.9, 0.5]), np.array([1, 0, 1, 0]), size=3)
     np.testing.assert_allclose(confidence, [0.5, 0.5, np.nan])
     assert right.tolist() == [False, True, False]
 

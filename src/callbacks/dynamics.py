@@ -97,7 +97,7 @@ class Dynamics(Callback):
         gathered, self.parts = self._gathered(), []
         if gathered and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             size = trainer.datamodule.size("train")  # type: ignore[attr-defined]
-            confidence, right = by_image(*(part.numpy() for part in gathered), size)
+            confidence, right = by_image(*(part.numpy() for part in gathered), size=size)
             with whole(self._file(epoch)) as partial:
                 np.savez(partial, confidence=confidence, right=right)
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 
-def by_image(index: NDArray, confidence: NDArray, right: NDArray, size: int) -> tuple[NDArray, NDArray]:
+def by_image(index: NDArray, confidence: NDArray, right: NDArray, *, size: int) -> tuple[NDArray, NDArray]:
     """One epoch's answers, in whatever order they were given, by image.
 
     Args:

@@ -19,12 +19,12 @@ def data_map(variability: ArrayLike, confidence: ArrayLike, correctness: ArrayLi
     rows = np.stack([np.asarray(each, float) for each in (variability, confidence, correctness)])
     rows = rows[:, ~np.isnan(rows).any(axis=0)]
     number = rows.shape[1]
-    shown = rows[:, np.arange(min(number, MOST)) * number // max(min(number, MOST), 1)]
+    shown = rows[:, :: max(1, -(-number // MOST))]
     figure = Figure(6.0, 4.6, title)
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("correctness", [VERMILION, GREY, BLUE])
     size = float(np.clip(4000 / max(shown.shape[1], 1), 2, 14))
-    points = axes.scatter(*shown[:2], size, shown[2], cmap=colours, vmin=0, vmax=1, alpha=0.6, linewidth=0)
+    points = axes.scatter(shown[0], shown[1], c=shown[2], s=size, cmap=colours, vmin=0, vmax=1, linewidth=0)
     axes.set(xlabel="variability: deviation over epochs of the probability of its label", ylabel="confidence: its mean")
     right = max(0.3, 1.22 * shown[0].max(initial=0))
     axes.set(xlim=(-0.005, right), ylim=(-0.08, 1.08))
@@ -32,7 +32,6 @@ def data_map(variability: ArrayLike, confidence: ArrayLike, correctness: ArrayLi
     for x, y, text, side in ((0, 1.04, "easy", "left"), (0, -0.05, "hard", "left"), (right, 0.5, "ambiguous", "right")):
         axes.text(x, y, text, ha=side, va="center", color=BLACK)
     bar = figure.colorbar(points, ax=axes, fraction=0.04, pad=0.02, format="{x:.0%}")
-    bar.solids.set_alpha(1)
     bar.set_label("share of epochs in which it was right")
     bar.outline.set_visible(False)
     counted = f"{shown.shape[1]:,} of {number:,}" if number > MOST else f"{number:,}"

@@ -45,5 +45,5 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     from src.studies.generative import Samples
     from src.studies.looks import Looks
 
-    options = {"features": Samples, "cam": Looks}
+    options: dict[str, Any] = {"features": Samples, "cam": Looks}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
