@@ -1,6 +1,7 @@
 """Grids of images: uint8 (N, 3, H, W) or (N, 1, H, W), labels int (N,), probabilities float (N, K), rows sum to 1."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -54,14 +55,7 @@ def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classe
 
 
 @house_style()
-def heat_maps(
-    images: NDArray[np.uint8],
-    heat: Sequence[NDArray],
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    classes: Names,
-    title: str = "",
-) -> Figure:
+def heat_maps(images: NDArray[np.uint8], heat: Sequence[NDArray], *others: Any) -> Figure:
     """``examples``, each image followed by itself, pale, under maps: each of ``heat`` is (N, H, W), from 0 to 1."""
     pale = 127 + images.mean(axis=1, keepdims=True) / 2
     colour, line = 255 * np.reshape(to_rgb(VERMILION), (3, 1, 1)), np.full((len(images), 3, images.shape[2], 1), 255)
@@ -69,7 +63,7 @@ def heat_maps(
     for maps in heat:
         share = 0.8 * maps[:, None]  # what is hottest still shows the image
         panels += [line, (pale * (1 - share) + colour * share).round()]
-    return examples(np.concatenate(panels, axis=3).astype(np.uint8), labels, probabilities, classes, title)
+    return examples(np.concatenate(panels, axis=3).astype(np.uint8), *others)
 
 
 @house_style()

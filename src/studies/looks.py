@@ -1,6 +1,5 @@
 """Where a classifier looks, what its first layer has learnt to see, and what later ones make of it."""
 
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -20,8 +19,8 @@ from src.studies.classifier import most_confident
 class Looks:
     """Adds the figures grad_cam_wrong, grad_cam_right, first_filters and feature_maps.
 
-    Grad-CAM is taken at the last layer that gives a map of more than one pixel, in float32. The network itself is left
-    alone: it is a copy that is looked into.
+    Filters are those of a convolution that sees the images, where there is one. Grad-CAM is taken at the last layer
+    that gives a map of more than one pixel, in float32. The run's network is left as it is: a copy is looked into.
 
     Raises:
         ModuleNotFoundError: the extra is missing.
@@ -45,32 +44,24 @@ class Looks:
 
     def __call__(self, evaluation: Evaluation) -> None:
         if evaluation.trainer.is_global_zero:
-            self.network.to(evaluation.trainer.strategy.root_device)
-            evaluation.figures |= dict(self._draw(evaluation))
+            evaluation.figures |= dict(self._draw(evaluation, evaluation.trainer.strategy.root_device))
 
-    def _draw(self, evaluation: Evaluation) -> Iterator[tuple[str, Any]]:
+    def _draw(self, evaluation: Evaluation, device: torch.device) -> Iterator[tuple[str, Any]]:
+        network, preprocess = self.network.to(device), evaluation.datamodule.preprocess.to(device)
         for kind, (stored, labels, rows, classes, heading) in most_confident(evaluation, self.classes):
-            inputs, images = self._seen(evaluation, stored)
+            inputs = preprocess(torch.from_numpy(stored).to(device))
+            seen = (inputs - preprocess.shift) / preprocess.scale  # cut as the network's, 0 to 255
+            images = seen.round().byte().cpu().numpy()
             asked, told = [rows.argmax(axis=1)], "for the predicted class"
             if kind == "wrong":
                 asked, told = [*asked, labels], f"{told} and for the true class"
-            heat = [grad_cam(self.network, inputs, each, self.last) for each in asked]
+            heat = [grad_cam(network, inputs, each, self.last) for each in asked]
             title = f"{heading}\nGrad-CAM at {self.where}: {told}"
             yield f"grad_cam_{kind}", figures.heat_maps(images, heat, labels, rows, classes, title)
-        if (found := first_filters(self.network, inputs.shape[1])) is not None:
-            yield "first_filters", figures.filters(found[1], f"{type(self.network).__name__}: {found[0]}")
-        else:
-            warnings.warn(f"{type(self.network).__name__} has no convolution of images to show", stacklevel=2)
+        if (found := first_filters(network, inputs.shape[1])) is not None:
+            yield "first_filters", figures.filters(found[1], f"{type(network).__name__}: {found[0]}")
         few = np.unique(labels, return_index=True)[1][:4]  # of different classes, the last images: the right ones
         if len(few):
-            maps = {name: each.cpu().numpy() for name, each in maps_of(self.network, inputs[few], self.layers).items()}
+            maps = {name: each.cpu().numpy() for name, each in maps_of(network, inputs[few], self.layers).items()}
             title = f"{evaluation.title}: maps of some layers, each on a scale of its own"
             yield "feature_maps", figures.feature_maps(images[few], maps, title)
-
-    def _seen(self, evaluation: Evaluation, stored: Any) -> tuple[torch.Tensor, Any]:
-        """Images as the network sees them: normalised, on its device; and uint8, to show."""
-        device = evaluation.trainer.strategy.root_device
-        preprocess = evaluation.datamodule.preprocess.to(device)
-        inputs = preprocess(torch.from_numpy(stored).to(device))
-        images = ((inputs - preprocess.shift) / preprocess.scale).round().to(torch.uint8)
-        return inputs, images.cpu().numpy()
