@@ -150,13 +150,14 @@ def test_the_average_is_what_is_validated_and_a_short_runs_does_not_hang_on_its_
 
 
 WATCHING = ["tensorboard_pictures", "progress_bar", "throughput", "learning_rate_monitor", "model_summary", "processor"]
+DYNAMICS = "+callbacks.dynamics={_target_: src.callbacks.dynamics.Dynamics, folder: '${paths.output_dir}'}"
 
 
 def test_callbacks_that_watch_change_no_bit(config) -> None:
-    frozen = ["model=resnet20_cifar", "callbacks=linear_probe", "model.network.depth=8", "optimizer.lr=0.02"]
+    frozen = ["model=resnet20_cifar", "callbacks=linear_probe", "model.network.depth=8", "optimizer.lr=0.02", DYNAMICS]
     few = ["data.limit=120", "data.batch_size=32", "trainer=cpu", "trainer.max_epochs=2", "trainer.precision=32-true"]
     weights = []
-    for left_out in ([], [f"callbacks.{name}=null" for name in WATCHING]):
+    for left_out in ([], [f"callbacks.{name}=null" for name in [*WATCHING, "dynamics"]]):
         metrics, objects = train(config(*frozen, *few, *left_out, "test=false"))
         weights.append([*objects["model"].state_dict().values(), torch.tensor(metrics["val/loss"])])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -78,7 +78,7 @@ BATCHES = CHANCE | whole(0)
 
 RULES: dict[str, Rule] = {
     # the entry points
-    "test extras.print_config calibrate calibrated": FLAG,
+    "test extras.print_config calibrate calibrated cam": FLAG,
     "data.split_seed": SEED,
     "eval:seed sample:seed": SEED,
     "seed data.seed hydra.sweeper.seed": SEED | NULL,
@@ -219,7 +219,7 @@ RULES: dict[str, Rule] = {
     "trainer.benchmark": FLAG | NULL,
     # callbacks and loggers
     "EarlyStopping.monitor RunCheckpoint.monitor": TEXT | NULL,
-    "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder": TEXT,
+    "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder Dynamics.folder": TEXT,
     "RunCheckpoint.save_top_k Summary.max_depth": whole(-1),
     "EarlyStopping.patience": whole(0),
     "EarlyStopping.min_delta": NUMBER,

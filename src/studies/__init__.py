@@ -50,6 +50,7 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     """
     from src.studies.calibration import Calibration
     from src.studies.generative import Samples
+    from src.studies.looks import Looks
 
-    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration}
+    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration, "cam": Looks}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
