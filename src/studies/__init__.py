@@ -42,7 +42,8 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     Raises:
         ValueError, RunError: one of them cannot be made of this run.
     """
+    from src.studies.corruptions import Corruptions
     from src.studies.generative import Samples
 
-    options = {"features": Samples}
+    options = {"corruptions": Corruptions, "features": Samples}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
