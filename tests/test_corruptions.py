@@ -144,7 +144,7 @@ def test_glass_lets_pixels_take_their_neighbours_places_one_after_another() -> N
 
 
 def test_motion_is_a_weighted_mean_of_what_lies_ahead_on_a_line() -> None:
-    images, angles = noise_images(2, 12, 17), torch.tensor([30.0, -120.0])
+    images, angles = noise_images(2, 12, 17), torch.tensor([35.0, -115.0])
     expected = np.zeros(images.shape)
     weights = np.exp(-0.5 * (np.arange(9) / 1.5) ** 2)
     for image, out, angle in zip(images.double().numpy() / 255, expected, angles.tolist(), strict=True):
@@ -153,7 +153,7 @@ def test_motion_is_a_weighted_mean_of_what_lies_ahead_on_a_line() -> None:
             for y in range(12):
                 for x in range(17):
                     out[:, y, x] += weight * image[:, min(max(y + dy, 0), 11), min(max(x + dx, 0), 16)]
-    alike(blur.along_a_line(images / 255, 4, 1.5, angles), expected, levels=0.3)  # the last taps are left out
+    alike(blur.along_a_line(images / 255, 4, 1.5, angles), expected, levels=0.1)  # the last taps are left out
 
 
 def test_zoom_is_the_mean_of_scipy_s_enlargements_of_the_middle() -> None:
@@ -243,7 +243,7 @@ def test_mud_covers_an_image_with_brown_and_water_adds_turquoise() -> None:
         assert 0.001 < wet.double().mean() < 0.5
         share = drops / torch.tensor(colour).view(3, 1, 1)
         assert (share.amax(1) - share.amin(1)).max() < 0.06  # the same share of each channel, but for decimals
-    assert mud.amax((2, 3)).max() == 63
+    assert mud.max() in (62, 63)
     assert (water.amax((1, 2, 3)) == 119).all()  # 0.5 of 238, where the drops are brightest
 
 
@@ -297,7 +297,7 @@ def test_jpeg_is_pillow_s_at_the_quality_of_the_severity(channels: int) -> None:
 # Whose published constants do not rise with every severity, so that neither does the distance from the clean image.
 FALL = {
     "small": {"glass_blur", "elastic_transform", "spatter", "saturate"},
-    "large": {"elastic_transform", "spatter", "saturate"},
+    "large": {"glass_blur", "snow", "elastic_transform", "saturate"},
 }
 
 

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from src.evaluation.corruptions.draws import Draws
+from src.evaluation.corruptions.draws import LEVELS, Draws
 
 QUANTILES = 2**12  # as many as the processor's cache holds for 256 levels
 
@@ -28,7 +28,8 @@ def shot(images: Tensor, draws: Draws, photons: float) -> Tensor:
 
 def impulse(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Makes a share of all values black or white, both as often."""
-    return _with_noise(images, draws, _impulse, share)
+    bits, half = draws.bits(*images.shape[1:]), share / 2 * LEVELS
+    return images.masked_fill(bits < half, 0).masked_fill_(bits >= LEVELS - half, 255)
 
 
 # What becomes of a pixel x (256, 1) at a quantile q (Q,) of the noise: (256, Q).
@@ -46,10 +47,6 @@ def _shot(x: Tensor, q: Tensor, photons: float) -> Tensor:
     counts = torch.arange(photons + 1, dtype=x.dtype)  # more than these are cut off as white
     at_most = torch.special.gammaincc(counts + 1, x * photons)  # chance of at most so many (256, counts)
     return torch.searchsorted(at_most, q.expand(len(x), -1).contiguous()) / photons
-
-
-def _impulse(x: Tensor, q: Tensor, share: float) -> Tensor:
-    return torch.where(q < share / 2, 0, torch.where(q > 1 - share / 2, 1, x))
 
 
 def _with_noise(images: Tensor, draws: Draws, noise: Callable[..., Tensor], amount: float) -> Tensor:
