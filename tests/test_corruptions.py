@@ -283,13 +283,18 @@ def test_pixelate_is_what_pillow_s_box_filter_does(side: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_is_pillow_s_at_the_quality_of_the_severity(channels: int) -> None:
-    images = noise_images(2, 32, 40, channels)
-    out = corrupt(images, "jpeg_compression", 5, torch.arange(2))
-    for image, made in zip(images, out, strict=True):
+@pytest.mark.parametrize(("side", "quality"), [(32, 40), (77, 7)])
+def test_jpeg_is_pillow_s_but_for_coefficients_halfway_between_two_steps(
+    channels: int, side: int, quality: int
+) -> None:
+    images, off = photographs(side, 8)[:, :channels], []
+    for image, made in zip(images, corrupt(images, "jpeg_compression", 5, torch.arange(8)), strict=True):
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(file, "JPEG", quality=40)
-        np.testing.assert_array_equal(made.permute(1, 2, 0).squeeze(2), np.asarray(Image.open(file)))
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(file, "JPEG", quality=quality)
+        off.append(abs(made.permute(1, 2, 0).squeeze(2).numpy() - np.asarray(Image.open(file)).astype(int)))
+
+    assert np.mean(np.array(off) <= 1) > 0.9
+    assert np.mean(off) < 0.5  # of a level; the distance from the clean image is about 10
 
 
 # All of them
@@ -297,14 +302,14 @@ def test_jpeg_is_pillow_s_at_the_quality_of_the_severity(channels: int) -> None:
 # Whose published constants do not rise with every severity, so that neither does the distance from the clean image.
 FALL = {
     "small": {"glass_blur", "elastic_transform", "spatter", "saturate"},
-    "large": {"glass_blur", "snow", "elastic_transform", "saturate"},
+    "large": {"glass_blur", "snow", "fog", "elastic_transform", "saturate"},
 }
 
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize(("size", "side"), [("small", 32), ("large", 80)])
 def test_the_distance_from_the_clean_image_grows_with_severity(size: str, side: int, channels: int) -> None:
-    images = photographs(side, 64 if side == 32 else 16)[:, :channels]
+    images = photographs(side, 64)[:, :channels]
     for name in CORRUPTIONS:
         distances = []
         for severity in range(1, 6):

@@ -1,16 +1,15 @@
 """Blurs. Where a constant is a length, it is in pixels."""
 
 import math
-from collections import Counter
 from functools import cache
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage, sparse
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.evaluation.corruptions.draws import Draws
+from src.evaluation.corruptions.draws import Draws, chosen
 
 NOTHING = 1e-3  # a weight of a motion that is left out
 
@@ -25,8 +24,8 @@ def smooth(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4) 
 
 
 def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows (H, H) @ x (..., H, W) @ columns (W, W) transposed."""
-    return ((x @ columns.T).mT @ rows.T).mT
+    """Each row and each column of x (..., H, W) by a matrix (W, W) and (H, H)."""
+    return rows @ (x @ columns.T)
 
 
 @cache
@@ -43,15 +42,16 @@ def glass(images: Tensor, draws: Draws, sigma: float, reach: int, times: int) ->
     """
     height, width = images.shape[-2:]
     x = (smooth(images / 255, sigma) * 255 + 1e-3).floor()
-    place = torch.arange(height * width, device=x.device).view(height, width)
+    place = torch.arange(height * width, dtype=torch.int32, device=x.device).view(height, width)
     inner = torch.zeros_like(place, dtype=torch.bool)
     inner[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = True
-    comes_from = place.flatten().expand(len(x), -1)  # (B, H W)
+    comes_from = place.flatten().long().expand(len(x), -1)  # (B, H W)
     for _ in range(times):
-        dy, dx = (draws.integers(2 * reach, 2, height, width) - reach).long().unbind(1)
+        dy, dx = (draws.integers(2 * reach, 2, height, width) - reach).unbind(1)
         source = torch.where(inner, place + dy * width + dx, place).flatten(1)
         # What comes later in the image was there before and has what it took: follow it, twice as far each time.
-        taken = inner.flatten()[source] & (source > place.flatten())
+        taken = (source > place.flatten()) & chosen(inner.flatten(), source)
+        source = source.long()
         while taken.any():
             source, taken = torch.where(taken, source.gather(1, source), source), taken & taken.gather(1, source)
         comes_from = comes_from.gather(1, source)
@@ -63,8 +63,9 @@ def defocus(images: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor
     """Convolves with a disk, smoothed a little at its edge."""
     kernel = _disk(radius, sigma, images.device)
     reach = len(kernel) // 2
-    x = F.pad(images / 255, (reach,) * 4, mode="reflect")
-    return F.conv2d(x.flatten(0, 1).unsqueeze(1), kernel[None, None]).view(images.shape)
+    planes = F.pad(images / 255, (reach,) * 4, mode="reflect").flatten(0, 1).unsqueeze(0)  # (1, B C, ...)
+    count = planes.shape[1]
+    return F.conv2d(planes, kernel.expand(count, 1, -1, -1), groups=count).view(images.shape)
 
 
 @cache
@@ -98,48 +99,51 @@ def along_a_line(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     ahead = [
         (tap * way[:, None] - 0.5).ceil().long() for way in (angle.deg2rad().sin(), angle.deg2rad().cos())
     ]  # (B, taps)
-    height, width = x.shape[-2:]
-    reach = int(tap[-1])
+    (count, channels, height, width), reach = x.shape, int(tap[-1])
     padded = F.pad(x, (reach,) * 4, mode="replicate")
-    pitch = padded.shape[-1]
-    first = (
-        (torch.arange(height, device=x.device)[:, None] + reach) * pitch + torch.arange(width, device=x.device) + reach
-    )
-    offset = ahead[0] * pitch + ahead[1]
-    out, flat = torch.zeros_like(x).flatten(2), padded.flatten(2)
-    for i, weight in enumerate(weights.tolist()):
-        index = (first.flatten() + offset[:, i, None]).unsqueeze(1).expand(-1, x.shape[1], -1)  # (B, C, H W)
-        out += flat.gather(2, index).mul_(weight)
-    return out.view_as(x)
+    plane, pitch, _ = padded.stride()[1:]
+    rows = padded.flatten()
+    rows = rows.as_strided((len(rows) - width + 1, width), (1, 1))  # that begin at any pixel
+    planes = torch.arange(count * channels, device=x.device).view(count, channels, 1) * plane
+    first = planes + (torch.arange(height, device=x.device) + reach) * pitch + reach  # (B, C, H)
+    out = torch.zeros_like(x)
+    for way, weight in zip((ahead[0] * pitch + ahead[1]).T, weights.tolist(), strict=True):
+        out.add_(rows.index_select(0, (first + way.view(-1, 1, 1)).flatten()).view(x.shape), alpha=weight)
+    return out
 
 
 def zoom(images: Tensor, draws: Draws, stop: float, step: float) -> Tensor:
     """The mean of the image and of its enlargements by 1, 1 + step, ... below `stop`."""
     x = images / 255
+    pixels = x.flatten(0, 1).flatten(1).T.contiguous()  # (H W, B C)
+    return torch.sparse.mm(_zooming(*x.shape[-2:], stop, step, x.device), pixels).T.view(x.shape)
+
+
+@cache
+def _zooming(height: int, width: int, stop: float, step: float, device: torch.device) -> Tensor:
+    """What each pixel becomes of, sparse (H W, H W): a few others, since the enlargements differ by little."""
     factors = np.arange(1, stop, step).tolist()
-    out = x.clone()
-    for sizes, count in Counter(_sizes(x, factor) for factor in factors).items():
-        out += count * _resized(x, sizes)
-    return out / (len(factors) + 1)
+    total = sparse.identity(height * width, format="csr")
+    for factor in factors:
+        total = total + sparse.kron(*(_enlarging(side, factor, torch.device("cpu")) for side in (height, width)), "csr")
+    entries = (total / (len(factors) + 1)).tocoo()
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack(entries.coords)).long(),
+        torch.from_numpy(entries.data).float(),
+        entries.shape,
+        device=device,
+        check_invariants=True,
+    ).coalesce()
 
 
 def enlarge(x: Tensor, factor: float) -> Tensor:
-    """The middle of x (B, C, H, W), enlarged to its size by a factor from 1 on."""
-    return _resized(x, _sizes(x, factor))
+    """The middle of x (..., H, W), enlarged to its size by a factor from 1 on, as SciPy's `zoom` does."""
+    return along_axes(x, *(_enlarging(side, factor, x.device) for side in x.shape[-2:]))
 
 
-def _sizes(x: Tensor, factor: float) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of the middle to cut out, and of what it is enlarged to."""
-    height, width = (math.ceil(side / factor) for side in x.shape[-2:])
-    return (height, width), (round(height * factor), round(width * factor))
-
-
-def _resized(x: Tensor, sizes: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
-    cut, size = sizes
-    out = F.interpolate(_middle(x, *cut), size, mode="bilinear", align_corners=True)  # as SciPy's zoom does
-    return _middle(out, *x.shape[-2:])
-
-
-def _middle(x: Tensor, height: int, width: int) -> Tensor:
-    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-    return x[..., top : top + height, left : left + width]
+@cache
+def _enlarging(side: int, factor: float, device: torch.device) -> Tensor:
+    cut = math.ceil(side / factor)
+    middle = torch.eye(side)[(side - cut) // 2 :][:cut]  # (cut, side)
+    larger = F.interpolate(middle.T[None], round(cut * factor), mode="linear", align_corners=True)[0].T
+    return larger[(len(larger) - side) // 2 :][:side].contiguous().to(device)

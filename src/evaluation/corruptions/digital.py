@@ -6,11 +6,15 @@ from io import BytesIO
 import numpy as np
 import torch
 from PIL import Image
+from scipy import fft
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.evaluation.corruptions.blur import along_axes, smooth
 from src.evaluation.corruptions.draws import Draws
+
+# Brightness and the differences of blue and red from it, of red, green and blue (JFIF 1.02).
+YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 def contrast(images: Tensor, draws: Draws, factor: float) -> Tensor:
@@ -70,11 +74,39 @@ def _boxes(side: int, share: float, device: torch.device) -> Tensor:
 
 
 def jpeg(images: Tensor, draws: Draws, quality: int) -> Tensor:
-    """Stores each as a JPEG file and reads it."""
-    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    out = np.empty_like(pixels)
-    for image, decoded in zip(pixels, out, strict=True):
-        file = BytesIO()
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality)
-        decoded[:] = np.asarray(Image.open(file)).reshape(image.shape)
-    return torch.from_numpy(out).to(images.device).permute(0, 3, 1, 2)
+    """What a JPEG file keeps of each: cosine coefficients of 8 x 8 pixels, rounded; of colour at half the size."""
+    height, width = images.shape[-2:]
+    x = F.pad(images.float(), (0, -width % 16, 0, -height % 16), mode="replicate")
+    if x.shape[1] == 1:
+        return _coded(x, quality, 0)[..., :height, :width].to(torch.uint8)
+    ycc = torch.einsum("dc, bchw -> bdhw", torch.tensor(YCC, device=x.device), x).round()
+    luma = _coded(ycc[:, :1], quality, 0)[..., :height, :width]
+    bias = torch.tensor([0.25, 0.5], device=x.device).repeat(ycc.shape[3] // 4)  # as libjpeg rounds, in turn
+    half = (F.avg_pool2d(ycc[:, 1:], 2) + bias).floor()
+    chroma = _coded(half + 128, quality, 1)[..., : -(-height // 2), : -(-width // 2)] - 128
+    blue, red = F.interpolate(chroma, scale_factor=2, mode="bilinear")[..., :height, :width].round().split(1, 1)
+    x = torch.cat([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], 1)
+    return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def _coded(x: Tensor, quality: int, table: int) -> Tensor:
+    """Levels (B, C, H, W), sides multiples of 8, their cosine coefficients rounded by one of Pillow's two tables."""
+    rows, columns = (_cosines(side, x.device) for side in x.shape[-2:])
+    steps = _steps(quality, x.device)[table].repeat(len(rows) // 8, len(columns) // 8)
+    coefficients = (along_axes(x - 128, rows, columns) / steps).round() * steps
+    return (along_axes(coefficients, rows.T, columns.T) + 128).round().clamp(0, 255)
+
+
+@cache
+def _cosines(side: int, device: torch.device) -> Tensor:
+    """The orthonormal cosine transform of every 8 pixels, (side, side)."""
+    eight = torch.from_numpy(fft.dct(np.eye(8, dtype=np.float32), axis=0, norm="ortho"))
+    return torch.block_diag(*[eight] * (side // 8)).to(device)
+
+
+@cache
+def _steps(quality: int, device: torch.device) -> Tensor:
+    """What coefficients are multiples of: of brightness, and of colour (2, 8, 8)."""
+    Image.new("RGB", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
+    tables = Image.open(file).quantization
+    return torch.tensor([tables[0], tables[1]], device=device).view(2, 8, 8).float()

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from src.evaluation.corruptions.draws import LEVELS, Draws
+from src.evaluation.corruptions.draws import LEVELS, Draws, chosen
 
 QUANTILES = 2**12  # as many as the processor's cache holds for 256 levels
 
@@ -51,7 +51,7 @@ def _shot(x: Tensor, q: Tensor, photons: float) -> Tensor:
 
 def _with_noise(images: Tensor, draws: Draws, noise: Callable[..., Tensor], amount: float) -> Tensor:
     which = images.int() * QUANTILES + draws.integers(QUANTILES, *images.shape[1:])
-    return _table(noise, amount, images.device)[which]
+    return chosen(_table(noise, amount, images.device), which)
 
 
 @cache

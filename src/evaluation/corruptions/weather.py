@@ -1,5 +1,6 @@
 """Weather: what lies between the camera and the scene, and its light."""
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -104,10 +105,9 @@ def spatter(
 def _shading(drops: Tensor) -> Tensor:
     """Levels (B, 1, H, W): an embossed relief of the distance to the border of the drops, bool (B, 1, H, W)."""
     inside = -F.max_pool2d(-drops.float(), 3, stride=1, padding=1) > 0
-    away = ~(drops & ~inside).cpu().numpy()
-    # as if images lay far behind one another
-    distance = ndimage.distance_transform_edt(away, sampling=(1e6, 1, 1, 1))
-    levels = torch.from_numpy(distance).float().clamp(max=FURTHEST).to(drops.device)
+    away = (~drops | inside).cpu().numpy()
+    distances = np.stack([ndimage.distance_transform_edt(image) for image in away])
+    levels = torch.from_numpy(distances).float().clamp(max=FURTHEST).to(drops.device)
     levels = _equalised(_filtered(levels, torch.full((3, 3), 1 / 9)).long())
     levels = _filtered(levels, torch.tensor([[-2.0, -1, 0], [-1, 1, 1], [0, 1, 2]])).clamp(0, 255)
     return _filtered(levels, torch.full((3, 3), 1 / 9))
