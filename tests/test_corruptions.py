@@ -1,10 +1,13 @@
-"""Corruptions of images against per-image references, closed forms and cases worked out by hand."""
+"""Corruptions against per-image references, closed forms and cases worked out by hand; a run's accuracy under them."""
 
 import colorsys
 import io
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +15,14 @@ from scipy import ndimage, stats
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from src import cli
+from src.data.base import ImageDataModule
 from src.evaluation.corruptions import ALL, CORRUPTIONS, GROUPS, Corruption, blur, chosen, corrupt, digital, weather
 from src.evaluation.corruptions.draws import Draws
+from src.runs.run import open_run
+from src.studies.corruptions import Corruptions
+from tests.conftest import run_command
+from tests.test_eval import evaluated
 
 RNG = np.random.default_rng(0)
 
@@ -299,24 +308,25 @@ def test_jpeg_is_pillow_s_but_for_coefficients_halfway_between_two_steps(
 
 # All of them
 
-# Whose published constants do not rise with every severity, so that neither does the distance from the clean image.
+# Of whose published constants one falls, or stays, as another rises: their distance need not grow.
 FALL = {
     "small": {"glass_blur", "elastic_transform", "spatter", "saturate"},
     "large": {"glass_blur", "snow", "fog", "elastic_transform", "saturate"},
 }
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize(("size", "side"), [("small", 32), ("large", 80)])
+@pytest.mark.parametrize(
+    ("size", "side", "channels"),
+    [("small", 32, 3), ("small", 32, 1), pytest.param("large", 112, 3, marks=pytest.mark.slow)],
+)
 def test_the_distance_from_the_clean_image_grows_with_severity(size: str, side: int, channels: int) -> None:
-    images = photographs(side, 64)[:, :channels]
+    images = photographs(side, 24 if size == "large" else 64)[:, :channels]
     for name in CORRUPTIONS:
         distances = []
         for severity in range(1, 6):
             out = corrupt(images, name, severity, torch.arange(len(images)))
             assert (out.shape, out.dtype) == (images.shape, torch.uint8)
             distances.append((out.float() - images.float()).square().mean().item())
-        print(size, channels, name, [round(d, 1) for d in distances])
         if name == "saturate" and channels == 1:
             assert not any(distances)  # a grey image has no saturation
         elif name not in FALL[size]:
@@ -332,3 +342,77 @@ def test_words_mean_groups_or_single_corruptions_and_frost_is_left_out_by_name()
         chosen("blur,frost")
     with pytest.raises(ValueError, match=r"corruptions=blurs is unknown; choose of all, noise, blur.*saturate"):
         chosen(["blurs"])
+
+
+# A run under them
+
+
+def test_a_run_s_accuracies_are_those_of_a_plain_loop_over_corrupted_images(run: Path, capsys) -> None:
+    metrics, objects = evaluated(f"run={run}", "corruptions=[fog,weather]", "seed=3")
+    opened = open_run(run)
+    opened.datamodule.setup("test")
+    images, labels = opened.datamodule.examples("test", 360)
+
+    def accuracy(pixels: Tensor) -> float:
+        with torch.no_grad():
+            guess = opened.network(opened.datamodule.preprocess(pixels)).argmax(1)
+        return float((guess == labels).float().mean())
+
+    frame = pd.read_csv(run / "corruptions.csv", index_col="corruption")
+    assert frame.index.tolist() == ["fog", "snow", "brightness"]
+    for name in frame.index:
+        expected = [accuracy(corrupt(images, name, s, torch.arange(360), seed=3)) for s in range(1, 6)]
+        np.testing.assert_allclose(frame.loc[name, list("12345")], expected, atol=1e-5)
+        assert frame.loc[name, "mean"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert metrics["test/fog_acc"] == pytest.approx(frame.loc["fog", "mean"], abs=1e-5)
+    assert metrics["test/weather_acc"] == pytest.approx(frame["mean"].mean(), abs=1e-5)
+    assert "test/corruption_acc" not in metrics  # which is the mean over all
+    assert metrics["test/acc"] == pytest.approx(accuracy(images), abs=1e-6)
+    assert objects["datamodule"].corrupts is None
+    assert (run / "figures/corruptions.png").is_file()
+    assert "brightness" in capsys.readouterr().out
+
+
+def test_what_cannot_be_corrupted_is_refused_before_the_test(trained_run: Path) -> None:
+    with pytest.raises(ValueError, match="frost is left out"):
+        evaluated(f"run={trained_run}", "corruptions=frost")
+    with pytest.raises(ValueError, match="corruptions=all needs the run of a classifier"):
+        Corruptions(SimpleNamespace(model=torch.nn.Identity()), SimpleNamespace(corruptions="all"))  # type: ignore[arg-type]
+
+
+def test_commas_of_the_option_make_no_sweep() -> None:
+    assert cli.switched_off("corruptions=noise,blur") == "corruptions=[noise,blur]"
+    for word in ("corruptions=all", "corruptions=[noise,blur]", "corruptions='noise,blur'", "corruptions=null"):
+        assert cli.switched_off(word) == word
+
+
+def test_larger_images_are_corrupted_at_the_network_s_size_and_smaller_ones_at_their_own() -> None:
+    data, given = ImageDataModule(num_classes=2, image_size=16, resize=20), []
+    data.normalise_by([0.5] * 3, [0.5] * 3)
+
+    def darken(images: Tensor) -> Tensor:
+        given.append(images)
+        return images // 2
+
+    for side in (12, 16, 40):
+        images = noise_images(2, side, side)
+        data.corrupts = None
+        plain = data.see(images)
+        data.corrupts = darken
+        dark = data.see(images)
+        assert (given[-1].shape[-1], given[-1].dtype) == (min(side, 16), torch.uint8)
+        assert dark.shape == plain.shape == (2, 3, 16, 16)
+        torch.testing.assert_close((dark + 1) * 2, plain + 1, atol=0.03, rtol=0)  # levels are cut off, 1/255 of 2
+        if side == 40:
+            torch.testing.assert_close(data.preprocess.normalise(given[-1]), plain)
+
+
+@pytest.mark.slow
+def test_two_processes_corrupt_the_images_that_one_does(run: Path) -> None:
+    written = []
+    for more in (["data.batch_size=50"], ["trainer=ddp_cpu"]):
+        options = ["corruptions=shot_noise,elastic_transform", "data.limit=333", *more]
+        done = run_command("-m", "src.eval", f"run={run}", *options)
+        assert done.returncode == 0, done.stderr
+        written.append((run / "corruptions_limit333.csv").read_bytes())
+    assert written[0] == written[1]

@@ -51,6 +51,12 @@ def every_figure(classes: list[str]) -> dict[str, figures.Figure]:
         "reliability": figures.reliability(rows.max(1), rows.argmax(1) == 0, title="network on data (test)"),
         "examples": figures.examples(images, np.zeros(14, int), rows, classes, "wrong with most confidence"),
         "no examples": figures.examples(images[:0], [], rows[:0], classes, "wrong with most confidence"),
+        "corruptions": figures.corruption_curves(
+            {c: {f"{c} {i}": RNG.random(5) for i in range(4)} for c in classes[:5]}, 0.9
+        ),
+        "a corruption": figures.corruption_curves(
+            {"weather": {"fog": RNG.random(5)}}, 0.9, "network on data, test, corrupted"
+        ),
         "sheet": figures.image_grid(list(images), [f"a_rather_long_file_name_{i}.png" for i in range(14)]),
     }
 

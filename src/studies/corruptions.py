@@ -8,6 +8,7 @@ from rich import print as rich_print
 from rich.progress import track
 
 from src import figures
+from src.callbacks.processor import Processor
 from src.evaluation.corruptions import ALL, GROUPS, Corruption, chosen
 from src.modules.classifier import ImageClassifier
 from src.runs.build import build
@@ -33,7 +34,7 @@ class Corruptions:
         run, main = evaluation.run, evaluation.trainer.is_global_zero
         data: Any = evaluation.datamodule
         place = evaluation.cfg.seed, evaluation.trainer.global_rank, evaluation.trainer.world_size
-        trainer = build(run.config.trainer, logger=False, enable_checkpointing=False)  # the callbacks of the test rest
+        trainer = build(run.config.trainer, callbacks=[Processor()], logger=False, enable_checkpointing=False)
         names = list(dict.fromkeys(name for names in self.chosen.values() for name in names))
         frame = pd.DataFrame({"corruption": names}).set_index("corruption")
         for severity in track(SEVERITIES, "corruptions", transient=True, disable=not main):
@@ -50,12 +51,10 @@ class Corruptions:
             self._show(evaluation, frame)
 
     def _show(self, evaluation: Evaluation, frame: pd.DataFrame) -> None:
-        rows = {group: [name for name in names if name in frame.index] for group, names in GROUPS.items()}
-        panels = {group: {name: frame.loc[name, SEVERITIES] for name in its} for group, its in rows.items() if its}
+        rows = {group: frame.loc[frame.index.isin(names), SEVERITIES] for group, names in GROUPS.items()}
+        panels = {group: dict(part.iterrows()) for group, part in rows.items() if len(part)}
         title = f"{evaluation.title}, corruptions regenerated after Hendrycks and Dietterich (2019)"
         evaluation.figures["corruptions"] = figures.corruption_curves(panels, evaluation.metrics["acc"], title)
         shown = (100 * evaluation.tables["corruptions"].set_index("corruption")).round(2).astype(str).reset_index()
-        held = f"{len(ALL)} of the 15 (frost is left out)" if "all" in self.chosen else "some"
-        rich_print(
-            rich_table(shown, f"accuracy in % by severity: {held} of Hendrycks and Dietterich (2019), regenerated")
-        )
+        held = f"; all: {len(ALL)} of the 15, without frost" if "all" in self.chosen else ""
+        rich_print(rich_table(shown, f"accuracy in % by severity{held}"))
