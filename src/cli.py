@@ -147,6 +147,8 @@ def check_flags(config_name: str) -> None:
 def switched_off(word: str) -> str:
     """`logger=null`, and the same of any other group of conf, as Hydra takes it: `logger=[]`. It refuses null there."""
     group, _, value = word.partition("=")
+    if group == "corruptions" and re.match(r"\w+,", value):
+        return f"{group}=[{value}]"  # Hydra would make a sweep of it
     if group == "data/augment" and value in ("null", "[]"):
         return "data/augment=none"  # a data set has a crop and a flip of its own
     return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word

@@ -61,6 +61,12 @@ def every_figure(classes: list[str]) -> dict[str, figures.Figure]:
         ),
         "data map": figures.data_map(RNG.random(99) / 2, RNG.random(99), RNG.random(99), "network on data"),
         "empty data map": figures.data_map([np.nan], [np.nan], [np.nan], "network on data"),
+        "corruptions": figures.corruption_curves(
+            {c: {f"{c} {i}": RNG.random(5) for i in range(4)} for c in classes[:5]}, 0.9
+        ),
+        "a corruption": figures.corruption_curves(
+            {"weather": {"fog": RNG.random(5)}}, 0.9, "network on data, test, corrupted"
+        ),
         "sheet": figures.image_grid(list(images), [f"a_rather_long_file_name_{i}.png" for i in range(14)]),
     }
 

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class ImageDataModule(LightningDataModule):
         self.index: Tensor | None = None  # positions in the split of the batch that was moved last, if `needs_index`
         self.classes: list[str] = []
         self.eval_split = "test"
+        self.corrupts: Callable[[Tensor], Tensor] | None = None  # what befalls uint8 images that are evaluated
         self._sets: dict[str, Dataset] = {}
 
     # What a subclass gives
@@ -244,8 +245,20 @@ class ImageDataModule(LightningDataModule):
             self.index = index[0] if index else None
             images, labels = self.augment(images, labels, *position, *index)
         else:
-            images = self.preprocess.to(images.device)(images)
+            images = self.see(images)
         return self.trainer.precision_plugin.convert_input(images) if self.trainer else images, labels
+
+    def see(self, images: Tensor) -> Tensor:
+        """What the network sees of images that are evaluated, uint8 (B, C, H, W).
+
+        Where they are corrupted, larger ones are at the network's size, others at their own.
+        """
+        preprocess = self.preprocess.to(images.device)
+        if self.corrupts is None:
+            return preprocess(images)
+        if min(images.shape[-2:]) > preprocess.size:
+            return preprocess.normalise(self.corrupts(preprocess.cut(images)))
+        return preprocess(self.corrupts(images))
 
     def augment(
         self, images: Tensor, labels: Tensor, epoch: int = 0, batch: int = 0, index: Tensor | None = None

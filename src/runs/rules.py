@@ -92,6 +92,7 @@ RULES: dict[str, Rule] = {
     "batch_size count": whole(1),
     "samples": whole(1) | NULL,
     "split": choice("train", "val", "test"),
+    "eval:corruptions": TEXT | several(TEXT) | NULL,
     "tta": choice("none", "flip", "multicrop"),
     "format": choice("onnx", "torch", "safetensors"),
     # what is built

@@ -49,8 +49,9 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
         ValueError, RunError: one of them cannot be made of this run.
     """
     from src.studies.calibration import Calibration
+    from src.studies.corruptions import Corruptions
     from src.studies.generative import Samples
     from src.studies.looks import Looks
 
-    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration, "cam": Looks}
+    options: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "features": Samples}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
