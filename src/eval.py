@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.runs.build import build
-from src.runs.folder import events_folder, write_csv, write_json
+from src.runs.folder import events_folder, write_csv, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown
 from src.runs.values import check_values
@@ -98,7 +98,7 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
     own = run.config.data
-    deciding = () if another else SPLITTING.get(cfg.split, ())
+    deciding = () if another else SPLITTING.get("val" if cfg.audit else cfg.split, ())  # an audit reads all splits
     if mixing := [f"data.{key}={data[key]}" for key in deciding if data.get(key) != own.get(key)]:
         raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
     if trainer["precision"] in (None, "fastest"):
@@ -128,6 +128,9 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     for name, frame in evaluation.tables.items():
         files.append(output / f"{name}{suffix}.csv")
         write_csv(files[-1], frame, "%.6g")
+    for name, html in evaluation.pages.items():
+        files.append(output / f"{name}{suffix}.html")
+        write_whole(files[-1], html)
     if evaluation.figures:
         with SummaryWriter(events_folder(output)) as writer:
             for name, figure in evaluation.figures.items():

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
     "classes": WORDS | NULL,
     "batch_size count": whole(1),
     "samples": whole(1) | NULL,
+    "audit": FLAG | TEXT,
     "split": choice("train", "val", "test"),
     "tta": choice("none", "flip", "multicrop"),
     "format": choice("onnx", "torch"),

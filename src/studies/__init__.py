@@ -24,6 +24,7 @@ class Evaluation:
         metrics: numbers by name, without the split's.
         tables: data frames by the name of their file, NAME.csv.
         figures: by the name of their file, figures/NAME.png.
+        pages: HTML by the name of their file, NAME.html.
     """
 
     cfg: DictConfig
@@ -34,6 +35,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
 
 
 def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
@@ -42,7 +44,8 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     Raises:
         ValueError, RunError: one of them cannot be made of this run.
     """
+    from src.studies.audit import Audit
     from src.studies.generative import Samples
 
-    options = {"features": Samples}
+    options = {"features": Samples, "audit": Audit}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
