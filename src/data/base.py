@@ -176,6 +176,14 @@ class ImageDataModule(LightningDataModule):
         images, labels, *_ = data.__getitems__(list(chosen))
         return images.cpu(), labels.cpu()
 
+    def name(self, split: str, position: int) -> str:
+        """The path, or the number, of what an image of a split was read from; "" where there is none."""
+        return ""
+
+    def left_out(self, split: str) -> list[str]:
+        """The paths of images of a split that cannot be read and have no position in it."""
+        return []
+
     def _existing(self, split: str) -> Any:
         if not self.size(split):
             raise ValueError("there are no validation images: the run trained on all (data.val_size=0).")

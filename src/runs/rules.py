@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
     "classes": WORDS | NULL,
     "batch_size count": whole(1),
     "samples": whole(1) | NULL,
+    "audit": FLAG | TEXT,
     "split": choice("train", "val", "test"),
     "eval:corruptions": TEXT | several(TEXT) | NULL,
     "tta": choice("none", "flip", "multicrop"),
