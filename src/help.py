@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def show(config_name: str, topic: str | None = None) -> None:
     chosen = groups(path)
     console = Console(width=min(shutil.get_terminal_size((100, 24)).columns, 120), highlight=False)
 
-    def rows(lines: list[tuple[str, ...]]) -> None:
+    def rows(lines: Sequence[tuple[str, ...]]) -> None:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
