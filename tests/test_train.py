@@ -64,16 +64,19 @@ def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trai
 
 def test_tensorboard_has_curves_pictures_the_graph_and_hyperparameters(trained) -> None:
     _, _, folder = trained
-    tags = {"scalars": set(), "images": set(), "graph": False}
+    tags = {"scalars": set(), "images": set(), "tensors": set(), "graph": False}
     for part in [events_folder(folder), *events_folder(folder).glob("*/")]:
         events = EventAccumulator(str(part)).Reload()
         tags["scalars"] |= set(events.Tags()["scalars"])
+        tags["tensors"] |= set(events.Tags()["tensors"])
         tags["images"] |= {name.split("/image")[0] for name in events.Tags()["images"]}
         tags["graph"] |= events.Tags()["graph"]
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr-SGD", "train/images_per_s"} <= tags["scalars"]
     assert "hp/test/acc" in tags["scalars"]
     assert {"train/augmented", "val/predictions"} <= tags["images"]
+    assert "custom_scalars__config__" in tags["tensors"]
     assert tags["graph"]
+    assert (folder / "figures/curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config) -> None:

@@ -27,6 +27,7 @@ LOGS = Path("logs")
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
 RESULTS, METRICS, EVALUATION = "results.json", "csv/metrics.csv", "evaluation.json"
+CURVES = "figures/curves.png"
 PREDICTIONS, CALIBRATION = "predictions.csv", "calibration.json"  # of `python -m src.eval`
 
 FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
