@@ -24,7 +24,7 @@ from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
-from src.studies.classifier import draw
+from src.studies.classifier import Predictions, draw
 from tests.conftest import composed, run_command
 
 
@@ -261,6 +261,11 @@ def test_the_command_hints_at_an_option_of_the_run_s_data(trained_run: Path) -> 
     done = run_command("-m", "src.eval", f"run={trained_run}", "data.limt=5")
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no option 'data.limt': did you mean data.limit")
+
+
+def test_a_network_of_one_class_is_not_measured() -> None:
+    with pytest.raises(ValueError, match="knows one class, cat: it is always right"):
+        Predictions(["cat"], "none").setup(SimpleNamespace(), None, "test")
 
 
 def test_without_a_run_it_asks_for_one() -> None:

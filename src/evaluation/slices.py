@@ -1,6 +1,7 @@
 """Which images a classifier is worst on: by class, and by what can be measured of the image."""
 
 from collections.abc import Sequence
+from operator import mul
 
 import numpy as np
 import pandas as pd
@@ -17,15 +18,18 @@ MOST, LEAST = 10, 10  # slices by one measure, and images in a slice
 def appearance(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Brightness and sharpness (B, 2) of images (B, C, S, S) that were normalised by mean and deviation.
 
-    Brightness is the mean luma, 0 to 1. Sharpness is the variance of its Laplacian (Pech-Pacheco et al. 2000; Pertuz et
-    al. 2013 compare it with others): it grows with detail and with contrast, and edges are repeated at the border.
+    Brightness is the mean luma, 0 to 1. Sharpness, which grows with detail and with contrast, is the variance of the
+    luma's Laplacian (Pech-Pacheco et al. 2000; Pertuz et al. 2013 compare it with others); its mean is 0, as pixels are
+    repeated at the border.
     """
-    shift, scale = (torch.tensor(each, device=images.device) for each in (mean, std))
-    luma = torch.tensor(LUMA if len(mean) == 3 else (1.0,), device=images.device)
-    grey = torch.einsum("bchw,c->bhw", images.float(), luma * scale) + luma @ shift  # (B, S, S)
-    around = pad(grey, (1, 1, 1, 1), mode="replicate")
-    edges = around[:, 2:, 1:-1] + around[:, :-2, 1:-1] + around[:, 1:-1, 2:] + around[:, 1:-1, :-2] - 4 * grey
-    return torch.stack([grey.mean(dim=(1, 2)), edges.var(dim=(1, 2), correction=0)], dim=1)
+    luma = LUMA if len(mean) == 3 else (1.0,)
+    grey = torch.full_like(images[:, 0], sum(map(mul, luma, mean)), dtype=torch.float32)  # (B, S, S)
+    for channel, weight in zip(images.unbind(1), map(mul, luma, std), strict=True):
+        grey.add_(channel, alpha=weight)
+    around, edges = pad(grey, (1, 1, 1, 1), mode="replicate"), -4 * grey
+    for beside in (around[:, 2:, 1:-1], around[:, :-2, 1:-1], around[:, 1:-1, 2:], around[:, 1:-1, :-2]):
+        edges += beside
+    return torch.stack([grey.mean(dim=(1, 2)), edges.square().mean(dim=(1, 2))], dim=1)
 
 
 def slices(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -44,6 +48,7 @@ def slices(predictions: pd.DataFrame) -> pd.DataFrame:
         for _, each in right.groupby(np.searchsorted(edges[1:-1], values)):
             inside = values[each.index]
             parts.append((by, f"{inside.min():.3g} to {inside.max():.3g}", each))
-    rows = [(by, name, len(each), each.mean(), *wilson(each.sum(), len(each))) for by, name, each in parts]
-    frame = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy", "low", "high"])
-    return frame.sort_values("high", kind="stable")
+    rows = [(by, name, len(each), each.mean()) for by, name, each in parts]
+    frame = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy"])
+    low, high = wilson(frame["accuracy"] * frame["images"], frame["images"])
+    return frame.assign(low=low, high=high).sort_values("high", kind="stable")

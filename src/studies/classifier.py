@@ -32,6 +32,10 @@ class Predictions(Callback):
         self.classes, self.tta = classes, tta
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"the network knows one class, {self.classes[0]}: it is always right, nothing is measured."
+            )
         if (given := list(trainer.datamodule.classes)) != self.classes:
             knows, has = (f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (self.classes, given))
             raise ValueError(f"the network knows {knows}, but the data set has {has}; choose one with the same.")
