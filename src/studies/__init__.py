@@ -47,5 +47,5 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     from src.studies.audit import Audit
     from src.studies.generative import Samples
 
-    options = {"features": Samples, "audit": Audit}
+    options: dict[str, Any] = {"features": Samples, "audit": Audit}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
