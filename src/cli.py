@@ -27,6 +27,7 @@ from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.help import show
 from src.runs.build import register_resolvers
 from src.runs.folder import CONF, RunError
 
@@ -38,6 +39,7 @@ NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 LOST = RunError("a process that trains with this one ended before it; resume=latest goes on from the last checkpoint")
 PARENT = os.getppid()
+SPINS = "1000"  # what GNU's OpenMP itself takes for more threads than cores, instead of 300,000
 GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
 
 
@@ -49,7 +51,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
     """
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
+    before = worked()
+
     def job(cfg: DictConfig) -> Any:
+        share_the_cores(before, worked())
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the job starts print for themselves
         with one_line_errors(config_name, show_traceback):
@@ -59,12 +64,38 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         threading.Thread(target=end_with_parent, daemon=True).start()
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):
+            return show(config_name, *sys.argv[asked + 1 : asked + 2])
         check_flags(config_name)
         sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+
+def worked() -> tuple[float, float, float]:
+    """Seconds on the clock, those that all cores together have worked, and those of this process."""
+    stat = Path("/proc/stat")
+    user, nice, system = map(int, stat.read_text().split()[1:4] if stat.is_file() else (0, 0, 0))
+    cores = (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), cores, time.process_time()
+
+
+def share_the_cores(before: tuple[float, float, float], now: tuple[float, float, float]) -> None:
+    """Lets threads that wait for each other sleep soon, if other processes keep cores busy that they would run on.
+
+    By default they spin for long: that is faster on cores of their own; where another training has these too, a thread
+    spins while the one that it waits for cannot run, and both trainings take several times as long. To be called
+    before torch is loaded: its OpenMP asks once.
+    """
+    seconds, all_cores, mine = (after - earlier for after, earlier in zip(now, before, strict=True))
+    others = (all_cores - mine) / max(seconds, 0.1)
+    cores = os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdigit() else cores
+    if "OMP_WAIT_POLICY" not in os.environ and threads > 1 and others + threads > cores + 0.5:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def go_on(given: Given) -> str | None:
@@ -116,6 +147,8 @@ def check_flags(config_name: str) -> None:
 def switched_off(word: str) -> str:
     """`logger=null`, and the same of any other group of conf, as Hydra takes it: `logger=[]`. It refuses null there."""
     group, _, value = word.partition("=")
+    if group == "corruptions" and re.match(r"\w+,", value):
+        return f"{group}=[{value}]"  # Hydra would make a sweep of it
     if group == "data/augment" and value in ("null", "[]"):
         return "data/augment=none"  # a data set has a crop and a flip of its own
     return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word

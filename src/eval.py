@@ -6,6 +6,8 @@ python -m src.eval run=GAN features=RUN
 python -m src.eval --help
 """
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.runs.build import build
-from src.runs.folder import events_folder, write_csv, write_json, write_whole
+from src.runs.evaluated import read_answers
+from src.runs.folder import RunError, events_folder, write_csv, write_json, write_whole
 from src.runs.run import Run, open_run
-from src.runs.table import rich_table, shown
+from src.runs.table import rich_table, shown, shown_interval
 from src.runs.values import check_values
+from src.studies import SPLITTING
 
 if TYPE_CHECKING:
     from src.studies import Evaluation
 
-# What decides which images are held out, by split.
-SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
+log = logging.getLogger(__name__)
 
 
 def prepare(given: cli.Given) -> None:
@@ -39,11 +42,11 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Returns:
         Metrics named `test/...` (or `val/...`, `train/...`): whatever the module logs in its test, and for a classifier
-        also the means over classes precision, recall and f1, ece (expected calibration error) and images_per_s; with
-        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities; for a GAN, with
-        `features`, those of `src.evaluation.generative.compare`, and cas, the classification accuracy score. And the
-        objects: cfg (the run's, as used), datamodule, model, trainer, run, files (what was written), and for a
-        classifier per_class and predictions (data frames).
+        also those of `src.evaluation.metrics.measure`, and images_per_s; with test-time augmentation all but the last
+        again as `test/..._tta`, of the mean probabilities; and what the studies that are asked for add, see
+        `src.studies`. And the objects: cfg (the run's, as used), datamodule, model, trainer, run, files (what was
+        written), and by name the data frames that were: per_class, predictions, reliability (the bins of ece) and
+        slices of a classifier.
 
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
@@ -113,6 +116,7 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     from torch.utils.tensorboard import SummaryWriter
 
     from src import figures
+    from src.evaluation.comparison import other_images
 
     cfg, run, data = evaluation.cfg, evaluation.run, type(evaluation.datamodule).__name__
     epoch, step = run.checkpoint["epoch"], run.checkpoint["global_step"]
@@ -123,8 +127,12 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)
     record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
-    files = [output / f"evaluation{suffix}.json"]
+    files = [output / f"evaluation{suffix}.json", *evaluation.files]
     write_json(files[0], {**record, "metrics": metrics})
+    answers = evaluation.tables.get("predictions")
+    with suppress(RunError):  # there was no such evaluation before
+        if answers is not None and (told := other_images(read_answers(output, f"predictions{suffix}.csv"), answers)):
+            log.warning("the data has changed since the evaluation before: %s", told)
     for name, frame in evaluation.tables.items():
         files.append(output / f"{name}{suffix}.csv")
         write_csv(files[-1], frame, "%.6g")
@@ -143,12 +151,20 @@ def _print(metrics: dict[str, float], objects: dict[str, Any]) -> None:
     import pandas as pd
     from rich import print as rich_print
 
-    values = [shown(name.removesuffix("_tta"), value) for name, value in metrics.items()]
-    frame = pd.DataFrame({"metric": list(metrics), "value": values})
+    values = {}
+    for name, value in metrics.items():
+        head, _, tail = name.partition("/acc")
+        ends = [metrics[end] for side in ("low", "high") if (end := f"{head}/acc_{side}{tail}") in metrics]
+        values[name] = shown_interval(value, *ends) if ends else shown(name.removesuffix("_tta"), value)
+    told = [name for name in values if not name.partition("/")[2].startswith(("acc_low", "acc_high"))]
+    frame = pd.DataFrame({"metric": told, "value": [values[name] for name in told]})
     rich_print(rich_table(frame, objects["run"].checkpoint_path.name))
     if "per_class" in objects:
         worst = objects["per_class"].sort_values("accuracy").head(20).round(4).astype(str)
         rich_print(rich_table(worst, "the classes of lowest accuracy"))
+        worst = objects["slices"].head(5)
+        worst = worst.assign(accuracy=[shown_interval(*row) for row in worst[["accuracy", "low", "high"]].values])
+        rich_print(rich_table(worst.drop(columns=["low", "high"]).astype(str), "the worst slices"))
     else:
         print("no figures and no predictions: the module is no ImageClassifier, whose test gives logits")
     print(*objects["files"], sep="\n")

@@ -7,6 +7,9 @@ The file takes `images`, uint8 RGB (B, 3, S, S) for any B, or grey (B, 1, S, S) 
 gives `probabilities`, float (B, K); centre crop and normalisation are inside, class names and S in its metadata.
 Resizing to S px is part of decoding, as in training: no two runtimes' resizing rounds alike. Of a GAN it takes `noise`,
 float (B, Z) from N(0, 1), and `labels`, int64 (B,), and gives `images`, uint8 (B, C, S, S).
+
+`format=safetensors` writes the weights alone, under the network's own names, with the normalisation in the metadata.
+Beside the file a model card says what was measured.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from src import cli
-from src.runs.folder import whole
+from src.runs.facts import model_card
+from src.runs.folder import whole, write_whole
 from src.runs.run import Run, open_run
 from src.runs.values import check_values
 
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
     Function = Callable[..., Tensor]
 
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 # Of the logits, a millionth where the largest is above 100; of a pixel one level, where it is rounded the other way.
 TOLERANCES = {"probabilities": 1e-4, "images": 1}
 
@@ -39,12 +44,15 @@ class Deployed(NamedTuple):
     """A network as it is exported, on the CPU.
 
     Attributes:
+        network: with what comes before and behind it.
+        core: the network itself, a part of it.
         examples: what to try it with, five of each input by its name; a batch of one would fix the size to one.
         output: its name.
         side: S.
     """
 
     network: nn.Module
+    core: nn.Module
     examples: dict[str, Tensor]
     output: str
     side: int
@@ -66,21 +74,26 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     path = Path(cfg.path).expanduser() if cfg.path else run.folder / "export" / f"model{ENDINGS[cfg.format]}"
     if path.is_dir():
         raise ValueError(f"path={path} cannot be written: it is a folder.")
-    deployed = _deployed(run)
+    deployed = _deployed(run, cfg.calibrated)
     metadata = {"classes": json.dumps(run.classes), "image_size": str(deployed.side)}
+    metadata |= {name: json.dumps(run.checkpoint["preprocess"][name]) for name in ("mean", "std")}
+    metadata |= {"temperature": str(run.temperature)} if cfg.calibrated else {}
+    write = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_safetensors}[cfg.format]
     tolerance = TOLERANCES[deployed.output]
     with whole(path) as partial:
-        exported = (_write_onnx if cfg.format == "onnx" else _write_torch)(deployed, metadata, partial)
+        exported = write(deployed, metadata, partial)
         error = _largest_error(deployed.network, exported, *deployed.examples.values())
         if not error <= tolerance:
             raise ValueError(f"{path} is not written: it is {error:.1e} from the checkpoint (allowed: {tolerance}).")
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
         metrics |= {"eager_ms": _latency(deployed.network, deployed.examples)}
         metrics |= {"exported_ms": _latency(exported, deployed.examples)}
-    return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed}
+    card = path.with_name("README.md") if path.parent == run.folder / "export" else path.with_suffix(".md")
+    write_whole(card, model_card(run, [path], *_in_words(deployed, cfg.format)))
+    return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
 
 
-def _deployed(run: Run) -> Deployed:
+def _deployed(run: Run, calibrated: bool = False) -> Deployed:
     """A classifier with its preprocessing before and probabilities behind it, or a GAN's generator.
 
     The classifier is tried with noise, among it a black and a white image, uint8 (5, C, S, S).
@@ -90,9 +103,11 @@ def _deployed(run: Run) -> Deployed:
     from src.data.preprocess import Preprocess
     from src.modules.gan import GAN, Sampler
 
-    generator, link = torch.Generator().manual_seed(0), getattr(run.model, "link", torch.nn.Softmax(dim=1))
+    generator, link = torch.Generator().manual_seed(0), run.link(calibrated)
+    core: torch.nn.Module = run.network
     if isinstance(run.model, GAN):
-        network: torch.nn.Module = Sampler(run.model.averaged)
+        core = run.model.averaged
+        network: torch.nn.Module = Sampler(core)
         noise = torch.randn(5, run.model.averaged.noise_size, generator=generator)
         examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
         side = run.config.data.image_size
@@ -102,10 +117,10 @@ def _deployed(run: Run) -> Deployed:
         shape = (5, preprocess.channels, side, side)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         images[1], images[-1] = 0, 255
-        network = torch.nn.Sequential(preprocess, run.network, link)
+        network = torch.nn.Sequential(preprocess, core, link)
         examples, output = {"images": images}, "probabilities"
     network = network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    return Deployed(network, examples, output, side)
+    return Deployed(network, core, examples, output, side)
 
 
 def _write_torch(deployed: Deployed, metadata: dict[str, str], path: Path) -> Function:
@@ -147,6 +162,17 @@ def _write_onnx(deployed: Deployed, metadata: dict[str, str], path: Path) -> Fun
     )
 
 
+def _write_safetensors(deployed: Deployed, metadata: dict[str, str], path: Path) -> Function:
+    try:
+        from safetensors.torch import load_file, save_file
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("format=safetensors needs safetensors: pip install -e .[export]") from error
+    save_file({name: each.contiguous() for name, each in deployed.core.state_dict().items()}, path, metadata)
+    other = deepcopy(deployed)
+    other.core.load_state_dict(load_file(path))
+    return other.network
+
+
 def _largest_error(network: Function, exported: Function, *inputs: Tensor) -> float:
     """Over batches of several sizes, of pixels or of logits: above 100 as a share of the largest, NaN if one is NaN."""
     from torch import cat, uint8
@@ -171,14 +197,23 @@ def _latency(function: Function, examples: dict[str, Tensor]) -> float:
     return 1000 * timer.blocked_autorange(min_run_time=0.5).median
 
 
+def _in_words(deployed: Deployed, form: str) -> tuple[str, str]:
+    """What the exported file takes and gives."""
+    shapes = (f"{name} (B{''.join(f', {n}' for n in each.shape[1:])})" for name, each in deployed.examples.items())
+    takes, gives = ", ".join(shapes), deployed.output
+    if form != "safetensors":
+        return takes, gives
+    if gives == "images":
+        return takes, "images from -1 to 1"
+    return f"{takes}, as (x / 255 - mean) / std with those of its metadata", "logits"
+
+
 def main(cfg: DictConfig) -> None:
     metrics, objects = export(cfg)
     deployed, checkpoint = objects["deployed"], objects["run"].checkpoint_path.stat().st_size
-    inputs = ", ".join(
-        f"{name} (B{''.join(f', {n}' for n in each.shape[1:])})" for name, each in deployed.examples.items()
-    )
     print(f"{objects['path']}: {metrics['bytes'] / 2**20:.2f} MiB (the checkpoint: {checkpoint / 2**20:.2f} MiB)")
-    print(f"takes {inputs}, gives {deployed.output}")
+    print("takes {}, gives {}".format(*_in_words(deployed, cfg.format)))
+    print(f"model card: {objects['card']}")
     unit = "logit" if deployed.output == "probabilities" else "pixel"
     print(f"largest difference of a {unit} from the checkpoint's: {metrics['max_error']:.1e}")
     print(f"one image on the CPU: {metrics['exported_ms']:.2f} ms, eager {metrics['eager_ms']:.2f} ms")

@@ -40,7 +40,7 @@ def predict(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     files = find_images(cfg.input)
     run = open_run(cfg.ckpt_path or cfg.run, cfg.paths.log_dir, cfg.trusted)
     start = time.perf_counter()
-    predictions, unreadable = _predict(run, files, cfg.batch_size)
+    predictions, unreadable = _predict(run, files, cfg.batch_size, cfg.calibrated)
     speed = len(files) / (time.perf_counter() - start)
     written = _write(Path(cfg.paths.output_dir), run, files, predictions, unreadable) if predictions else []
     metrics = {"images": len(predictions), "unreadable": len(unreadable), "images_per_s": speed}
@@ -66,14 +66,15 @@ def find_images(given: str) -> list[Path]:
     return found
 
 
-def _predict(run: Run, files: list[Path], batch_size: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def _predict(
+    run: Run, files: list[Path], batch_size: int, calibrated: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     import torch
 
     from src.data.decode import printable
     from src.data.preprocess import Preprocess
 
-    link = getattr(run.model, "link", torch.nn.Softmax(dim=1))
-    several = isinstance(link, torch.nn.Sigmoid)  # classes of an image
+    link, several = run.link(calibrated), isinstance(run.link(), torch.nn.Sigmoid)  # classes of an image
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model, preprocess = run.model.to(device), Preprocess(**run.checkpoint["preprocess"]).to(device)
     predictions, unreadable = [], []

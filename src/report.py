@@ -1,10 +1,13 @@
-"""One table over runs, with a page of figures behind it; or the table of all networks.
+"""One table over runs, with a page of figures behind it; or their differences on the same images; or all networks.
 
     python -m src.report logs/train/runs/RUN logs/train/multiruns/SWEEP
+    python -m src.report compare RUN_A RUN_B
     python -m src.report networks data.image_size=224
 
 The first reads what the runs left in their folders (no torch) and writes report.html, report.md, summary.csv,
-summary.json and runs.csv. Runs that differ by seed or fold alone are one row: mean ± deviation.
+summary.json and runs.csv. Runs that differ by seed or fold alone are one row: mean ± deviation. With --paper also
+paper/: figures without titles as PDF, SVG and PNG, the table as LaTeX, and a reproducibility sheet. The second compares
+the rows image by image, in pairs, where `src.eval` has tested their runs, and writes comparison.csv and comparison.md.
 """
 
 import os
@@ -24,8 +27,9 @@ from src.runs import table as tables
 from src.runs.build import build, mode_of, register_resolvers
 from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
-from src.runs.table import CAPTION, REPEATS, Row, repeated
+from src.runs.table import REPEATS, Row, repeated
 from src.runs.values import check_values
+from src.studies import comparison
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -63,7 +67,9 @@ class Record:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[list[Row], dict[str, Record], list[Path]]:
+def report(
+    paths: Sequence[str | Path], output: Path | None = None, paper: bool = False
+) -> tuple[list[Row], dict[str, Record], list[Path]]:
     """Reads runs and folders of runs, and writes the report into `output` (by default report/ in the folder of all).
 
     Returns:
@@ -72,18 +78,41 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> tuple[lis
     Raises:
         FileNotFoundError: no such folder, or no run in it.
     """
-    folders, given = find_runs(paths), [Path(path).resolve() for path in paths]
-    common = Path(os.path.commonpath(given))
-    _ends.cache_clear()
-    runs = {run.name: run for run in (read_run(folder, common) for folder in folders)}
+    runs, common = read_runs(paths)
     rows, every, output = compare(runs), _every(runs.values()), output or common / "report"
-    page = _page(rows, runs, every, [folder for folder in given if folder not in map(Path.resolve, folders)])
+    comparison.add_deviations(rows, runs)
+    folders = {run.folder.resolve() for run in runs.values()}
+    page = _page(rows, runs, every, [Path(path) for path in paths if Path(path).resolve() not in folders])
     tables.write_summary(output, rows)
     write_csv(output / "runs.csv", every)
-    means = f"{tables.markdown(overview(rows))}\n{CAPTION}\n\n" if rows else ""
+    means = f"{tables.markdown(overview(rows))}\n{tables.caption(rows)}\n\n" if rows else ""
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
-    return rows, runs, [output / name for name in FILES]
+    files = [output / name for name in FILES]
+    return rows, runs, [*files, *_write_paper(output / "paper", rows, runs)] if paper else files
+
+
+def paired(
+    paths: Sequence[str | Path], output: Path | None = None
+) -> tuple[pd.DataFrame, dict[str, Record], list[Path]]:
+    """Compares runs and folders of runs on the same images, and writes that into `output` as `report` does.
+
+    Returns:
+        What `src.studies.comparison.compare` found; all runs by name; the files.
+
+    Raises:
+        ValueError, RunError, FileNotFoundError: there are no two configurations, tested on the same images.
+    """
+    runs, common = read_runs(paths)
+    found = comparison.compare(compare(runs), runs)
+    return found, runs, comparison.write(found, output or common / "report")
+
+
+def read_runs(paths: Sequence[str | Path]) -> tuple[dict[str, Record], Path]:
+    """The runs in and below the folders given, by name, and the folder that all of these are in."""
+    common = Path(os.path.commonpath([Path(path).resolve() for path in paths]))
+    _ends.cache_clear()
+    return {run.name: run for run in (read_run(folder, common) for folder in find_runs(paths))}, common
 
 
 def read_run(folder: Path, common: Path) -> Record:
@@ -167,15 +196,40 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
 
     from src import figures
 
+    found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows)}
+    found |= {"histories": _histories(rows, runs), "shown": _shown(rows, runs)}
+    template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
+    return template.render(**found, sweeps=sweeps, runs=every, figures=figures, tables=tables, b64encode=b64encode)
+
+
+def _shown(rows: list[Row], runs: Mapping[str, Record]) -> list[Record]:
+    return list(runs.values()) if len(runs) <= MOST else [runs[row.runs[0]] for row in rows][:MOST]
+
+
+def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[str, list[Any]]]:
+    """By data set, and by what tells a row from the others, the histories of its runs."""
     histories: dict[str, dict[str, list[Any]]] = {}
     for row in rows:
         label = ", ".join(f"{key}={value}" for key, value in row.differing.items() if value and key != "data")
         if alike := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
             histories.setdefault(row.differing["data"], {}).setdefault(label, []).extend(alike)
-    shown = list(runs.values()) if len(runs) <= MOST else [runs[row.runs[0]] for row in rows][:MOST]
-    found = {"groups": overview(rows), "histories": histories, "sweeps": sweeps, "shown": shown, "runs": every}
-    template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
-    return template.render(**found, figures=figures, tables=tables, b64encode=b64encode)
+    return histories
+
+
+def _write_paper(folder: Path, rows: list[Row], runs: Mapping[str, Record]) -> list[Path]:
+    from src import figures
+    from src.runs.facts import reproducibility
+
+    table, results = overview(rows).drop(columns="run"), {name: run.results for name, run in runs.items()}
+    texts = {"table.tex": tables.latex(table), "table.md": tables.markdown(table)}
+    texts["reproducibility.md"] = reproducibility(rows, results)
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    drawn = {f"compare_{data}": figures.compare(alike) for data, alike in _histories(rows, runs).items()}
+    trained = [run for run in _shown(rows, runs) if len(run.history["epoch"])]
+    drawn |= {f"curves_{run.folder.name}": figures.curves(run.history) for run in trained}
+    files = [path for name, figure in drawn.items() for path in figures.save_for_paper(figure, folder / name)]
+    return [folder / name for name in texts] + files
 
 
 def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -212,8 +266,9 @@ def main() -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=240)
     parser = ArgumentParser("python -m src.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", metavar="RUN|FOLDER", help='run folders and folders of runs, or "networks"')
+    parser.add_argument("paths", nargs="+", metavar="RUN|FOLDER", help="run folders and folders of runs")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (report/ in the runs' own folder)")
+    parser.add_argument("--paper", action="store_true", help="write paper/ as well: PDF, SVG, LaTeX and facts")
     args = parser.parse_args()
     with cli.one_line_errors("train", os.environ.get("HYDRA_FULL_ERROR") == "1"):
         if args.paths[0] == "networks":
@@ -222,9 +277,15 @@ def main() -> None:
             title = f"one image at {at}, without auxiliary heads; memory in bytes"
             console.print(tables.rich_table(costs.map("{:,}".format).reset_index(), title))
             return print(*(f"left out: {name}: {reason}" for name, reason in failed.items()), sep="\n")
-        rows, runs, files = report(args.paths, args.out)
-    if rows:
-        console.print(tables.rich_table(overview(rows), caption=CAPTION))
+        if args.paths[0] == "compare":
+            found, runs, files = paired(args.paths[1:], args.out)
+            console.print(tables.rich_table(comparison.overall(found), caption=comparison.CAPTION))
+            worst = comparison.by_class(found).head(comparison.MOST)
+            console.print(tables.rich_table(worst, "the classes that differ most"))
+        else:
+            rows, runs, files = report(args.paths, args.out, args.paper)
+            if rows:
+                console.print(tables.rich_table(overview(rows), caption=tables.caption(rows)))
     unfinished = [f"{run.status}: {run.folder}" for run in runs.values() if run.numbers is None]
     print(*unfinished, *files, sep="\n")
 

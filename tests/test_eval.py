@@ -13,6 +13,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +24,7 @@ from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
-from src.studies.classifier import draw
+from src.studies.classifier import Predictions, draw
 from tests.conftest import composed, run_command
 
 
@@ -59,6 +60,9 @@ def test_metrics_are_those_of_scikit_learn_on_a_plain_loop(plain) -> None:
     nll = sk.log_loss(plain.labels, plain.rows)
     expected |= {"loss": nll, "nll": nll, "acc": sk.accuracy_score(plain.labels, plain.guess)}
     expected |= {"acc_top5": sk.top_k_accuracy_score(plain.labels, plain.rows, k=5)}
+    expected |= {"brier": (plain.rows - torch.eye(10)[plain.labels]).square().sum(1).mean().item()}
+    ends = binomtest(int((plain.guess == plain.labels).sum()), len(plain.labels)).proportion_ci(0.95, "wilson")
+    expected |= {"acc_low": ends.low, "acc_high": ends.high}
     assert {name: plain.metrics[f"test/{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert {"cfg", "datamodule", "model", "trainer"} <= set(plain.objects)
 
@@ -74,6 +78,12 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy_bin_by_bin(plai
     bins = [(plain.confidence > low) & (plain.confidence <= low + 1 / 15) for low in torch.arange(15) / 15]
     gaps = [(right[inside] - plain.confidence[inside]).sum().abs().item() for inside in bins]
     assert plain.metrics["test/ece"] == pytest.approx(sum(gaps) / len(right), abs=1e-5)
+    table = pd.read_csv(plain.run / "reliability.csv")
+    assert table["images"].sum() == len(right)
+    table = table[table["images"] > 0]
+    error = ((table["accuracy"] - table["confidence"]).abs() * table["images"]).sum() / len(right)
+    assert error == pytest.approx(plain.metrics["test/ece"], abs=1e-5)
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
 
 
 def test_predictions_hold_every_image_in_order(plain) -> None:
@@ -83,13 +93,16 @@ def test_predictions_hold_every_image_in_order(plain) -> None:
     assert frame["prediction"].tolist() == plain.guess.tolist()
     np.testing.assert_allclose(frame[[f"p_{digit}" for digit in range(10)]], plain.rows, atol=1e-5)
     np.testing.assert_allclose(frame["confidence"], plain.confidence, atol=1e-5)
+    images, _ = plain.objects["datamodule"].examples("test", 360)
+    np.testing.assert_allclose(frame["brightness"], images.float().mean((1, 2, 3)) / 255, atol=1e-5)  # grey in colour
 
 
 def test_files_and_tensorboard_have_every_figure(plain) -> None:
-    names = {"confusion_matrix", "reliability", "per_class", "most_confident_wrong", "most_confident_right"}
+    names = {"confusion_matrix", "reliability", "slices", "per_class", "most_confident_wrong", "most_confident_right"}
     assert {path.stem for path in plain.run.glob("figures/*.png")} == names
     files = {path.name for path in plain.objects["files"] if path.is_file()}
-    assert files == {"predictions.csv", "per_class.csv", "evaluation.json", *(f"{name}.png" for name in names)}
+    tables = {f"{name}.csv" for name in ("predictions", "per_class", "reliability", "slices")}
+    assert files == {*tables, "evaluation.json", *(f"{name}.png" for name in names)}
     pictures = EventAccumulator(str(events_folder(plain.run))).Reload().Tags()["images"]
     assert {f"eval_test/{name}" for name in names} <= set(pictures)
 
@@ -118,10 +131,11 @@ def test_the_validation_split_of_the_latest_run_is_that_of_the_training(run: Pat
     assert not (run / "predictions.csv").exists()
 
 
-def test_the_training_split_is_not_augmented(run: Path) -> None:
+def test_the_training_split_is_not_augmented(run: Path, caplog) -> None:
     first, second = (evaluated(f"run={run}", "split=train", "data.limit=60")[1]["predictions"] for _ in range(2))
     assert len(first) == 54
     pd.testing.assert_frame_equal(first, second)
+    assert "has changed" not in caplog.text
 
 
 def test_views_are_mirrored_and_shifted_images() -> None:
@@ -134,7 +148,7 @@ def test_views_are_mirrored_and_shifted_images() -> None:
         assert torch.equal(view, expected.flip(-1))
 
 
-def test_test_time_augmentation_reports_both_numbers(run: Path, plain) -> None:
+def test_test_time_augmentation_reports_both_numbers(run: Path, plain, capsys) -> None:
     metrics, objects = evaluated(f"run={run}", "tta=flip")
     mean = (plain.rows + plain.mirrored) / 2
     assert {name: metrics[name] for name in ("test/acc", "test/loss", "test/ece")}.items() <= plain.metrics.items()
@@ -142,6 +156,12 @@ def test_test_time_augmentation_reports_both_numbers(run: Path, plain) -> None:
     assert metrics["test/nll_tta"] == pytest.approx(sk.log_loss(plain.labels, mean), abs=1e-5)
     np.testing.assert_allclose(objects["predictions"]["p_3"], mean[:, 3], atol=1e-5)
     assert (run / "predictions_flip.csv").is_file()
+    printed = capsys.readouterr().out.partition("the classes")[0]
+    for name in ("acc", "acc_tta"):
+        value, low, high = (100 * metrics[f"test/{name.replace('acc', f'acc{end}')}"] for end in ("", "_low", "_high"))
+        assert f"test/{name} " in printed
+        assert f" {value:.2f} % ({low:.2f} to {high:.2f}) " in printed
+    assert printed.count(" to ") == 2
 
 
 def test_a_checkpoint_file_alone_is_enough(run: Path, tmp_path: Path) -> None:
@@ -230,10 +250,22 @@ def test_a_mistake_gets_one_clear_message(trained_run: Path, override: str) -> N
         evaluated(f"run={trained_run}", *override.split())
 
 
+def test_data_that_changed_since_the_evaluation_before_is_told(run: Path, plain, caplog) -> None:
+    frame = pd.read_csv(plain.run / "predictions.csv")
+    frame.assign(brightness=frame["brightness"].where(frame["image"] != 7, 1.0)).to_csv(run / "predictions.csv")
+    evaluated(f"run={run}")
+    assert "the data has changed since the evaluation before: 1 of 360 have another brightness" in caplog.text
+
+
 def test_the_command_hints_at_an_option_of_the_run_s_data(trained_run: Path) -> None:
     done = run_command("-m", "src.eval", f"run={trained_run}", "data.limt=5")
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no option 'data.limt': did you mean data.limit")
+
+
+def test_a_network_of_one_class_is_not_measured() -> None:
+    with pytest.raises(ValueError, match="knows one class, cat: it is always right"):
+        Predictions(["cat"], "none").setup(SimpleNamespace(), None, "test")
 
 
 def test_without_a_run_it_asks_for_one() -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
 
 from src import export as module
 from src.runs.run import open_run
@@ -68,6 +69,32 @@ def test_a_torch_program_runs_in_a_process_without_this_project(expected, export
     assert json.loads(classes) == [str(i) for i in range(10)]
 
 
+def test_the_weights_alone_keep_the_networks_own_names_and_the_normalisation(expected, exported, trained_run) -> None:
+    metrics, objects = exported("format=safetensors")
+    assert metrics["max_error"] == 0
+    images, logits = expected
+    with safe_open(objects["path"], "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    mean, std = (torch.tensor(json.loads(metadata[name])).view(-1, 1, 1) for name in ("mean", "std"))
+    network = open_run(trained_run).network
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(network((images / 255 - mean) / std), logits, atol=1e-4, rtol=0)
+
+
+def test_the_model_card_says_what_was_measured_and_nothing_else(exported, trained_run: Path, tmp_path: Path) -> None:
+    run = open_run(trained_run)
+    card = exported("format=safetensors", f"path={tmp_path}/model.safetensors")[1]["card"].read_text()
+    for fact in (
+        *(f"- **command**: `{run.results['command']}`", f"- **commit**: {run.results['git_commit']}"),
+        *(f"{sum(p.numel() for p in run.network.parameters()):,} parameters", "10: 0, 1, 2", "`model.safetensors`"),
+        f"- test/acc: {100 * run.results['metrics']['test/acc']:.2f} %",
+    ):
+        assert fact in card, fact
+
+
 def test_a_network_with_resize_and_crop_takes_images_as_before_the_crop(trained_run: Path, tmp_path: Path) -> None:
     run = open_run(trained_run)
     run.config.data.resize = run.checkpoint["preprocess"]["resize"] = 40
@@ -97,7 +124,7 @@ def test_the_error_is_that_of_the_logits() -> None:
 
 
 MISTAKES = {
-    "format=tensorrt": "must be onnx or torch",
+    "format=tensorrt": "must be onnx, torch or safetensors",
     "path=/proc/nowhere/model.onnx": "No such file.*/proc/nowhere",
     "path={tmp}": "it is a folder",
     "path={tmp}/file/model.onnx": "{tmp}/file",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from src import cli
 from src.callbacks import processor
 
 
@@ -20,6 +24,36 @@ def test_no_more_threads_are_started_than_a_container_may_run(monkeypatch: pytes
     on_cpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
     processor.Processor().setup(on_cpu, None, "fit")  # type: ignore[arg-type]
     assert chosen == [1] * (sys.platform == "linux")
+
+
+@pytest.mark.parametrize(
+    ("others", "given", "spins"),
+    [
+        (0.1, {}, None),  # seconds that others worked in one second, on four cores
+        (0.9, {}, "1000"),
+        (0.9, {"OMP_NUM_THREADS": "3"}, None),
+        (0.9, {"OMP_NUM_THREADS": "1"}, None),
+        (3.9, {"OMP_NUM_THREADS": "1"}, None),  # a thread alone waits for none
+        (0.9, {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        (0.9, {"GOMP_SPINCOUNT": "5"}, "5"),
+    ],
+)
+def test_threads_sleep_where_others_keep_cores_busy(
+    monkeypatch: pytest.MonkeyPatch, others: float, given: dict[str, str], spins: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", {**given})
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    cli.share_the_cores((5.0, 100.0, 2.0), (6.0, 100.8 + others, 2.8))
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system does not say what its cores have worked")
+def test_the_cores_have_worked_at_least_what_this_process_did() -> None:
+    before = cli.worked()
+    while time.process_time() < before[2] + 0.2:
+        pass
+    _, cores, mine = (after - earlier for after, earlier in zip(cli.worked(), before, strict=True))
+    assert cores > mine - 0.05  # counted in hundredths
 
 
 @pytest.mark.parametrize(

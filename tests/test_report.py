@@ -37,6 +37,7 @@ def make_run(
         "best": {"metric": "val/acc", "mode": "max", "value": val, "epoch": 2, "path": "checkpoints/epoch_002.ckpt"},
         "images_per_s": 1000.0, "parameters": 1234567, "device": "cpu", "versions": {"torch": "2.15"},
         "overrides": [f"model={model}", *overrides], "command": "python -m src.train", "git_commit": "abc",
+        "seed": config["seed"],
     }  # fmt: skip
     files = {
         ".hydra/config.yaml": yaml.safe_dump(config), ".hydra/hydra.yaml": yaml.safe_dump(choices),
@@ -216,6 +217,35 @@ def test_the_page_of_many_runs_has_the_figures_of_one_a_row(tmp_path: Path) -> N
     page = (tmp_path / "report/report.html").read_text()
     assert page.count('alt="metrics over epochs"') == 1
     assert "1 of 25 runs" in page
+
+
+def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(tmp_path: Path) -> None:
+    for seed, value in enumerate([0.90, 0.94]):
+        make_run(tmp_path / f"a_{seed}", f"seed={seed}", "optimizer.lr=0.1", val=value, test=value - 0.1)
+    make_run(tmp_path / "b&c", "seed=0", "optimizer.lr=0.5")
+    make_run(tmp_path / "killed", "seed=3").joinpath("results.json").unlink()
+    paper = tmp_path / "report/paper"
+    files = report([tmp_path], paper=True)[2]
+    drawn = ["compare_digits", "curves_a_0", "curves_a_1", "curves_b&c", "curves_killed"]
+    texts = {"table.tex", "table.md", "reproducibility.md"}
+    assert {path.name for path in paper.iterdir()} == texts | {f"{n}.{e}" for n in drawn for e in ("png", "pdf", "svg")}
+    assert set(paper.iterdir()) <= set(files)
+    assert (paper / "compare_digits.pdf").read_bytes()[:5] == b"%PDF-"
+    words = [(paper / f"{name}.svg").read_text() for name in drawn]
+    assert all("epoch</text>" in text and "lowest validation loss" not in text for text in words)
+    table, sheet = (paper / "table.tex").read_text(), (paper / "reproducibility.md").read_text()
+    assert r"82.00 $\pm$ 2.83 \%" in table
+    assert r"\toprule" in table
+    for fact in (
+        *("3 finished runs took 0.08 hours in all, the longest 0.03.", "1 more did not come to an end"),
+        *(
+            "| 92.00 ± 2.83 % | ± 25.41 % |",
+            "| max val/acc | 1,234,567 | 3 | 0.025 | 0, 1 |",
+            "| cpu | None | 3 | 0.08 |",
+        ),
+        *("- `optimizer.lr`: 0.1, 0.5", "- torch: 2.15", "- commit: abc"),
+    ):
+        assert fact in sheet, fact
 
 
 def test_the_command_prints_the_table_without_torch(tmp_path: Path) -> None:

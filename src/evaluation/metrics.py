@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss, pad
+from torch.nn.functional import pad
 from torchmetrics.functional import classification as tm
+
+from src.evaluation.calibration import confidence_bins
+from src.evaluation.intervals import wilson
 
 
 def views(images: Tensor, tta: str) -> Iterator[Tensor]:
@@ -35,10 +38,16 @@ def views(images: Tensor, tta: str) -> Iterator[Tensor]:
 def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[dict[str, float], pd.DataFrame]:
     """Metrics of predictions, and a data frame with one row a class.
 
-    The metrics: nll (negative log-likelihood in nats), acc, acc_top5, the means over the classes that have images of
-    precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017, equation 3).
+    The metrics: nll (negative log-likelihood in nats, of one meaning for all runs; a run's own `loss` may be smoothed,
+    weighted or another one), brier (sum over classes of the squared error of the probabilities, 0 to 2: Brier 1950),
+    acc, acc_low and acc_high (its 95 % interval, Wilson), acc_top5, the means over the classes that have images of
+    precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017, equation 3) of 15 bins.
     """
-    k = len(classes)
+    k, confidence = len(classes), probabilities.max(dim=1)
+    of_label = probabilities.gather(1, labels[:, None])[:, 0]
+    right = confidence.indices == labels
+    low, high = wilson(int(right.sum()), len(right))
+    bins = confidence_bins(confidence.values, right)
     # what each is of one class; its accuracy is its recall
     functions = {"accuracy": tm.multiclass_recall, "precision": tm.multiclass_precision, "recall": tm.multiclass_recall}
     frame = pd.DataFrame({"class": list(classes), "images": labels.bincount(minlength=k).numpy()})
@@ -46,19 +55,20 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
         frame[name] = function(probabilities, labels, k, average="none").numpy()
         frame.loc[frame["images"] == 0, name] = np.nan
     metrics = {
-        "nll": nll_loss(probabilities.clamp_min(torch.finfo(torch.float32).tiny).log(), labels),
-        "acc": tm.multiclass_accuracy(probabilities, labels, k, average="micro"),
+        "nll": -of_label.clamp_min(torch.finfo(of_label.dtype).tiny).log().mean(),
+        "brier": (probabilities.square().sum(dim=1) - 2 * of_label + 1).mean(),
+        **{"acc": right.double().mean(), "acc_low": low, "acc_high": high},
         "acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
         **frame[["precision", "recall", "f1"]].mean(),
-        "ece": tm.multiclass_calibration_error(probabilities, labels, k, n_bins=15),
+        "ece": ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / len(right),
     }
     return {name: float(value) for name, value in metrics.items()}, frame
 
 
-def predictions(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> pd.DataFrame:
-    """One row an image: its place in the split, label, prediction, confidence, and `p_<class>` for each class."""
+def predictions(probabilities: Tensor, labels: Tensor, classes: Sequence[str], **measured: Tensor) -> pd.DataFrame:
+    """A row an image: its place in the split, label, prediction, confidence, what else was `measured`, `p_<class>`."""
     rows, names = probabilities.numpy(), np.array(classes)
     frame = pd.DataFrame({"label": names[labels.numpy()], "prediction": names[rows.argmax(axis=1)]})
-    frame["confidence"] = rows.max(axis=1)
+    frame = frame.assign(confidence=rows.max(axis=1), **{name: values.numpy() for name, values in measured.items()})
     frame = frame.join(pd.DataFrame(rows, columns=[f"p_{name}" for name in classes]))
     return frame.rename_axis("image").reset_index()

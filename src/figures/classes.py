@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from src.figures.style import BLACK, BLUE, GREEN, GREY, PALE, SKY, VERMILION, Figure, house_style, short
 
 MOST_BARS = 100
+MOST_SLICES = 12
 PERCENT = "{x:.0%}"
 
 
@@ -127,4 +128,33 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15, title: 
         axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2)
     above.set_title(f"expected calibration error {share @ np.abs(gap):.2%} ({bins} bins, {count.sum():,} images)")
+    return figure
+
+
+@house_style()
+def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
+    """A panel for each measure that images were sliced by: the accuracy of its slices and their intervals.
+
+    ``table`` maps "by", "slice", "images", "accuracy", "low" and "high" to equally long columns, as a data frame does,
+    slices of a measure in order. ``overall`` is the accuracy on all images. Of the classes the worst are shown.
+    """
+    by, names, number = (np.asarray(table[key]) for key in ("by", "slice", "images"))
+    value, low, high = (np.asarray(table[key], float) for key in ("accuracy", "low", "high"))
+    panels = [(kind, np.flatnonzero(by == kind)) for kind in dict.fromkeys(by)]
+    figure = Figure(9.6, 7.2, title)
+    for axes, (kind, rows) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+        text = str(kind)
+        if kind == "class":
+            text = f"class: the lowest {MOST_SLICES} of {len(rows)}" if len(rows) > MOST_SLICES else text
+            rows = rows[np.argsort(value[rows], kind="stable")][:MOST_SLICES]
+        at = np.arange(len(rows))
+        axes.hlines(at, low[rows], high[rows], color=SKY, linewidth=2.4)
+        axes.plot(value[rows], at, "o", color=BLUE, markersize=4)
+        axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--", zorder=0)
+        axes.set_yticks(at, [short(str(name), 20) for name in names[rows]], fontsize=8)
+        axes.set(title=f"by {text} ({number[rows].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))
+        axes.xaxis.set_major_formatter(PERCENT)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    figure.supxlabel(f"accuracy and its 95 % interval; all images: {overall:.1%} (dashed)", fontsize=9)
     return figure

@@ -26,7 +26,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 LOGS = Path("logs")
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
-RESULTS, METRICS = "results.json", "csv/metrics.csv"
+RESULTS, METRICS, EVALUATION = "results.json", "csv/metrics.csv", "evaluation.json"
+CURVES = "figures/curves.png"
+PREDICTIONS, CALIBRATION = "predictions.csv", "calibration.json"  # of `python -m src.eval`
 
 FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 
@@ -76,14 +78,14 @@ def write_csv(path: Path, frame: Any, float_format: str | None = None) -> None:
     write_whole(path, frame.map(plain).rename(columns=plain).to_csv(index=False, float_format=float_format))
 
 
-def read_csv(path: Path) -> Any:
-    """The data frame that `write_csv` wrote."""
+def read_csv(path: Path, **options: Any) -> Any:
+    """The data frame that `write_csv` wrote; `options` are those of pandas."""
     import pandas as pd
 
     def as_it_was(cell: Any) -> Any:
         return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
 
-    return pd.read_csv(path).map(as_it_was)
+    return pd.read_csv(path, **options).map(as_it_was)
 
 
 def read_yaml(path: Path) -> Any:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.runs.build import build, build_model, register_resolvers
-from src.runs.folder import CHECKPOINTS, CONFIG, LAST, LOGS, RunError, find_run, moved, read_csv
+from src.runs.evaluated import read_temperature
+from src.runs.folder import CHECKPOINTS, CONFIG, LAST, LOGS, PREDICTIONS, RunError, find_run, moved, read_csv
 from src.runs.record import read_metrics, read_results
 from src.runs.trust import check_config, check_links, check_places, walk
 
@@ -206,6 +207,30 @@ class Run:
         """The network with the checkpoint's weights, in eval mode: normalised images (B, 3, S, S) -> logits (B, K)."""
         return self.model.network  # type: ignore[return-value]
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What tells the checkpoint from the run's others: its file's name, its epoch and its step."""
+        place = {"epoch": self.checkpoint["epoch"], "step": self.checkpoint["global_step"]}
+        return {"checkpoint": self.checkpoint_path.name, **place}
+
+    @property
+    def temperature(self) -> float:
+        """What `python -m src.eval run=RUN calibrate=true` fitted for this checkpoint, to divide the logits by.
+
+        Raises:
+            RunError: it fitted none, or for another checkpoint.
+        """
+        return read_temperature(self.folder, self.origin)
+
+    def link(self, calibrated: bool = False) -> nn.Module:
+        """From the network's logits (B, K) to probabilities (B, K), at its `temperature` if `calibrated`."""
+        import torch
+
+        from src.evaluation.calibration import Temperature
+
+        link = getattr(self.model, "link", torch.nn.Softmax(dim=1))
+        return torch.nn.Sequential(Temperature(self.temperature), link) if calibrated else link
+
     @cached_property
     def datamodule(self) -> LightningDataModule:
         """The run's data module, not yet set up, normalising as in training."""
@@ -222,9 +247,9 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """`predictions.csv` as `python -m src.eval` writes it: label, prediction and probabilities of each image."""
-        path = self.folder / "predictions.csv"
+        path = self.folder / PREDICTIONS
         if not path.is_file():
-            raise RunError(f"{self.folder} has no predictions.csv yet: python -m src.eval run={self.folder}")
+            raise RunError(f"{self.folder} has no {PREDICTIONS} yet: python -m src.eval run={self.folder}")
         return read_csv(path)
 
 

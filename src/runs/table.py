@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 REPEATS = ("seed", "data.fold")
 LEVEL = 0.05
 CAPTION = "mean ± deviation over n runs; ~ the runs do not tell it from the best row (Welch's t, Holm, p ≥ 0.05)"
+DEVIATIONS = {"sampling": "± images", "beyond": "± beyond"}  # of `src.evaluation.intervals.deviations`
+IMAGES = (
+    "; ± images: what as many other test images would change (binomial), ± beyond: what is left of the deviation "
+    "between runs without that of the images (Jordan 2023), where src.eval has tested them"
+)
 FORMATS = {"parameters": ",.0f", "images_per_s": ",.0f", "best epoch": ".0f", "seconds": ".1f", "minutes": ".1f"}
 Run = tuple[Any, Mapping[str, str], Mapping[str, float] | None]
 
@@ -34,7 +39,7 @@ class Row:
         settings: all that its runs share.
         differing: those of them in which the rows differ.
         runs: the ids of its runs, of which `n` are done and `failed` are not.
-        metrics: {name: {mean, std, half, values}}, see `spread`.
+        metrics: {name: {mean, std, half, values}}, see `spread`; a report adds what it knows of the test images.
         against_best: {name: {best, p, supported}}. `best` for the row with the best mean; for the others p of Welch's
             t-test against it, corrected for the number of rows (Holm), and whether p < 0.05: an unsupported difference
             is one that the seeds do not show. None where a side has one run.
@@ -136,6 +141,11 @@ def shown(name: str, *parts: float) -> str:
     return " ± ".join(format(part, form) for part in parts)
 
 
+def shown_interval(value: float, low: float, high: float) -> str:
+    """An accuracy, or the difference of two, with the ends of its interval: "92.97 % (92.45 to 93.45)"."""
+    return f"{shown('acc', value)} ({100 * low:.2f} to {100 * high:.2f})"
+
+
 def table(rows: Sequence[Row], names: Sequence[str], interval: bool = False) -> pd.DataFrame:
     """Text: what tells the rows apart, n, and the metrics named, "0.9063 ± 0.0120 ~"; with `interval` also that."""
     import pandas as pd
@@ -148,7 +158,17 @@ def table(rows: Sequence[Row], names: Sequence[str], interval: bool = False) -> 
         frame[name] = [_cells(row, name)[0] for row in rows]
         if interval and "/" in name:
             frame[f"{name} 95 %"] = [_cells(row, name)[1] for row in rows]
+        for key in DEVIATIONS:
+            values = [row.metrics.get(name, {}).get(key) for row in rows]
+            if values != [None] * len(rows):
+                frame[f"{name} {DEVIATIONS[key]}"] = ["" if x is None else f"± {shown(name, x)}" for x in values]
     return pd.DataFrame(frame).rename(columns={key: short for key, short in last.items() if taken.count(short) == 1})
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """What stands below the table of the rows."""
+    known = any("sampling" in metric for row in rows for metric in row.metrics.values())
+    return CAPTION + IMAGES * known
 
 
 def _cells(row: Row, name: str) -> tuple[str, str]:
@@ -191,6 +211,13 @@ def markdown(frame: pd.DataFrame) -> str:
     """A frame of text as a table in Markdown."""
     lines = [frame.columns, ["---"] * frame.shape[1], *frame.values]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """A frame of text as a LaTeX table, for the package booktabs."""
+    sides = "".join("r" if right else "l" for right in numeric(frame))
+    styled = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    return styled.to_latex(hrules=True, column_format=sides).replace("±", r"$\pm$")
 
 
 def write_summary(folder: Path, rows: Sequence[Row]) -> None:

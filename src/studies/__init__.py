@@ -5,11 +5,15 @@ A study is built before the test, where it may refuse, and called after it, on e
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src.runs.run import Run
+
+# What decides which images are held out, by split.
+SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Evaluation:
         tables: data frames by the name of their file, NAME.csv.
         figures: by the name of their file, figures/NAME.png.
         pages: HTML by the name of their file, NAME.html.
+        files: what a study has written itself.
     """
 
     cfg: DictConfig
@@ -36,6 +41,7 @@ class Evaluation:
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
 
 def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
@@ -45,7 +51,11 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
         ValueError, RunError: one of them cannot be made of this run.
     """
     from src.studies.audit import Audit
+    from src.studies.calibration import Calibration
+    from src.studies.corruptions import Corruptions
     from src.studies.generative import Samples
+    from src.studies.looks import Looks
 
-    options: dict[str, Any] = {"features": Samples, "audit": Audit}
+    options: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "audit": Audit}
+    options["features"] = Samples
     return [study(run, cfg) for option, study in options.items() if cfg[option]]

@@ -1,0 +1,59 @@
+"""What an evaluation leaves in a run folder, and others read. It may have come from somebody else: it is data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.runs.folder import CALIBRATION, PREDICTIONS, RunError, read_csv
+from src.runs.rules import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
+    """Of each image the label, the prediction and the brightness, as a table of predictions has them.
+
+    Raises:
+        RunError: there is no such file, or one of another kind.
+    """
+    path, again = folder / name, f"python -m src.eval run={folder}"
+    if not path.is_file():
+        raise RunError(f"{folder} has no {name} yet: {again}")
+    kinds = {"label": str, "prediction": str, "brightness": float}  # a class may be called 1, or NA
+    try:
+        frame = read_csv(path, usecols=list(kinds), dtype=kinds, na_filter=False)
+    except ValueError as error:  # of which pandas' ParserError is one
+        raise RunError(f"{path} is no table of predictions with {', '.join(kinds)}: {again}") from error
+    if frame.empty:
+        raise RunError(f"{path} has no predictions: {again}")
+    return frame
+
+
+def read_temperature(folder: Path, origin: dict[str, Any]) -> float:
+    """What the logits of a checkpoint are divided by, as `calibration.json` has it.
+
+    Args:
+        origin: of the checkpoint, see `Run.origin`.
+
+    Raises:
+        RunError: there is no such file, one of another kind, or one for another checkpoint.
+    """
+    from src.evaluation.calibration import TEMPERATURES
+
+    path, again = folder / CALIBRATION, f"python -m src.eval run={folder} calibrate=true"
+    if not path.is_file():
+        raise RunError(f"{folder} has no {CALIBRATION} yet: {again}")
+    allowed = number(*TEMPERATURES)
+    try:
+        record = json.loads(path.read_text())
+        value, of = record["temperature"], {name: record[name] for name in origin}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is no calibration: {again}") from error
+    if not allowed.fits(value):
+        raise RunError(f"{path} has a temperature that is not {allowed}: {again}")
+    if of != origin:
+        raise RunError(f"{path} is for {of}, not for {origin}: {again}")
+    return float(value)
