@@ -266,7 +266,7 @@ def test_files_have_names_and_tiny_and_unreadable_ones_are_listed(run: Path, tmp
     }
     copied = frame[frame["what"] == "duplicate"].iloc[0]
     assert (copied["split"], copied["of_split"], copied["of_file"]) == ("test", "train", str(train))
-    assert objects["datamodule"].name("test", copied["image"]) == copied["file"]
+    assert objects["datamodule"].image_name("test", copied["image"]) == copied["file"]
     assert frame["score"][frame["what"] == "tiny"].tolist() == [12]
     assert metrics["test/suspects"] >= 3
 

@@ -176,7 +176,7 @@ class ImageDataModule(LightningDataModule):
         images, labels, *_ = data.__getitems__(list(chosen))
         return images.cpu(), labels.cpu()
 
-    def name(self, split: str, position: int) -> str:
+    def image_name(self, split: str, position: int) -> str:
         """The path, or the number, of what an image of a split was read from; "" where there is none."""
         return ""
 

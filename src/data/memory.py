@@ -125,7 +125,7 @@ class MemoryDataModule(ImageDataModule):
             sets["val"], rows = self._set(images, labels, rows[val]), rows[train]
         return {"train": self._set(images, labels, rows, self.needs_index), **sets}
 
-    def name(self, split: str, position: int) -> str:
+    def image_name(self, split: str, position: int) -> str:
         return self._existing(split).name(position)
 
     def left_out(self, split: str) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPEATS = ("seed", "data.fold")
 LEVEL = 0.05
 CAPTION = "mean ± deviation over n runs; ~ the runs do not tell it from the best row (Welch's t, Holm, p ≥ 0.05)"
-DEVIATIONS = {"sampling": "± images", "beyond": "± beyond"}  # of `src.evaluation.intervals.deviations`
+DEVIATIONS = {"sampling": "± images", "beyond": "± beyond"}  # of the test accuracy, which they stand beside
 IMAGES = (
     "; ± images: what as many other test images would change (binomial), ± beyond: what is left of the deviation "
     "between runs without that of the images (Jordan 2023), where src.eval has tested them"
@@ -161,7 +161,7 @@ def table(rows: Sequence[Row], names: Sequence[str], interval: bool = False) -> 
         for key in DEVIATIONS:
             values = [row.metrics.get(name, {}).get(key) for row in rows]
             if values != [None] * len(rows):
-                frame[f"{name} {DEVIATIONS[key]}"] = ["" if x is None else f"± {shown(name, x)}" for x in values]
+                frame[DEVIATIONS[key]] = ["" if x is None else f"± {shown(name, x)}" for x in values]
     return pd.DataFrame(frame).rename(columns={key: short for key, short in last.items() if taken.count(short) == 1})
 
 

@@ -134,7 +134,7 @@ def look(data: Any, split: str, judge: Run | None, device: Any) -> tuple[pd.Data
         parts.append((frame, TF.resize(images, [SIDE, SIDE], antialias=True), logits.float().softmax(dim=1).cpu()))
     frames, views, probabilities = zip(*parts, strict=True)
     frame = pd.concat(frames, ignore_index=True).rename_axis("image").reset_index().assign(split=split)
-    frame["file"] = [data.name(split, position) for position in frame["image"]]
+    frame["file"] = [data.image_name(split, position) for position in frame["image"]]
     return frame, torch.cat(views), torch.cat(probabilities)
 
 

@@ -80,7 +80,8 @@ def _names(rows: Sequence[Row]) -> list[str]:
     """What tells the rows apart in few words, or else their first runs."""
     keys, names = differing([row.differing for row in rows]), []
     for row in rows:
-        name = ", ".join(f"{key.rpartition('.')[2]}={row.differing[key]}" for key in keys)
+        given = [f"{key.rpartition('.')[2]}={row.differing[key]}" for key in keys if row.differing[key]]
+        name = ", ".join(given) or "default"
         names.append(f"{name} (n = {row.n})" if row.n > 1 else name)
     return names if len(set(names)) == len(names) else [str(row.runs[0]) for row in rows]
 
@@ -105,7 +106,7 @@ def _text(frame: pd.DataFrame) -> pd.DataFrame:
                 f"{shown('acc', a)}, {shown('acc', b)}" for a, b in frame[["acc_first", "acc_second"]].to_numpy()
             ],
             "difference": [shown_interval(*row) for row in ends],
-            **{f"only {name} right": frame[f"only_{name}"].map("{:,.10g}".format) for name in ("first", "second")},
+            **{f"only {name} right": frame[f"only_{name}"].map("{:,.0f}".format) for name in ("first", "second")},
             "p": frame["corrected"].map("{:.2g}".format),
         }
     )
