@@ -41,7 +41,7 @@ def read_evaluation(folder: Path, checkpoint: str) -> dict[str, float]:
     path = folder / EVALUATION
     try:
         record = json.loads(path.read_text()) if path.is_file() else {"checkpoint": None}
-        metrics = record["metrics"] if record["checkpoint"] == checkpoint else {}
+        metrics: Any = record["metrics"] if record["checkpoint"] == checkpoint else {}
         return {name: float(value) for name, value in metrics.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is no record of an evaluation: {error}") from error
