@@ -40,7 +40,8 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Returns:
         Metrics named `test/...` (or `val/...`, `train/...`): whatever the module logs in its test, and for a classifier
         also the means over classes precision, recall and f1, ece (expected calibration error) and images_per_s; with
-        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities; for a GAN, with
+        test-time augmentation all but the last again as `test/..._tta`, of the mean probabilities; with `corruptions`,
+        the mean accuracies of `src.studies.corruptions`; for a GAN, with
         `features`, those of `src.evaluation.generative.compare`, and cas, the classification accuracy score. And the
         objects: cfg (the run's, as used), datamodule, model, trainer, run, files (what was written), and for a
         classifier per_class and predictions (data frames).
