@@ -45,5 +45,5 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     from src.studies.corruptions import Corruptions
     from src.studies.generative import Samples
 
-    options = {"corruptions": Corruptions, "features": Samples}
+    options: dict[str, Any] = {"corruptions": Corruptions, "features": Samples}
     return [study(run, cfg) for option, study in options.items() if cfg[option]]

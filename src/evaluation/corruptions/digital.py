@@ -2,6 +2,7 @@
 
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,5 +107,5 @@ def _cosines(side: int, device: torch.device) -> Tensor:
 def _steps(quality: int, device: torch.device) -> Tensor:
     """What coefficients are multiples of: of brightness, and of colour (2, 8, 8)."""
     Image.new("RGB", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
-    tables = Image.open(file).quantization
-    return torch.tensor([tables[0], tables[1]], device=device).view(2, 8, 8).float()
+    made: Any = Image.open(file)
+    return torch.tensor([made.quantization[table] for table in (0, 1)], device=device).view(2, 8, 8).float()
