@@ -82,7 +82,8 @@ def test_a_batch_is_corrupted_alike_whole_in_parts_and_dealt_to_two_processes() 
         parts = Corruption(name, 5, seed=1)
         assert torch.equal(torch.cat([parts(images[:3]), parts(images[3:])]), whole), name
         for rank in (0, 1):
-            assert torch.equal(Corruption(name, 5, 1, rank, 2)(images[rank::2]), whole[rank::2]), name
+            of_rank = Corruption(name, 5, 1, rank, 2)
+            assert torch.equal(torch.cat([of_rank(part) for part in images[rank::2].split(2)]), whole[rank::2]), name
 
 
 # Noise
@@ -194,12 +195,20 @@ def test_snow_falls_twice_on_an_image_that_grows_pale() -> None:
     alike(weather.snow(images, draws(2), 0.3, 0.3, 1.5, 0.6, 8, 3, 0.8), expected, levels=0.05)
 
 
-def test_plasma_of_four_pixels_is_worked_out_by_hand() -> None:
-    field, numbers = weather.plasma(draws(3), 2, 2.0)[:, 0], draws(3)
-    a, b, c = (numbers.uniform(-1, 1, 1, 1, 1).flatten() for _ in range(3))
-    expected = torch.stack([torch.zeros(3), a / 2 + b, a / 2 + c, a], 1)  # corner, between corners twice, centre
-    expected -= expected.amin(1, keepdim=True)
-    torch.testing.assert_close(field.flatten(1), expected / expected.amax(1, keepdim=True))
+def test_plasma_is_the_mean_of_four_neighbours_and_a_number_at_each_of_three_levels() -> None:
+    numbers, field, rough = draws(), np.zeros((8, 8)), 1.0
+    for step in (8, 4, 2):
+        half = step // 2
+        around = [(half, half), (half, -half), (-half, half), (-half, -half)]
+        beside = [(half, 0), (-half, 0), (0, half), (0, -half)]
+        for top, left, neighbours in ((half, half, around), (0, half, beside), (half, 0, beside)):
+            for (i, j), number in np.ndenumerate(numbers.uniform(-1, 1, 1, 8 // step, 8 // step)[0, 0]):
+                y, x = i * step + top, j * step + left
+                mean = np.mean([field[(y + down) % 8, (x + right) % 8] for down, right in neighbours])
+                field[y, x] = mean + rough * number
+        rough /= 1.5**2
+    expected = (field - field.min()) / (field.max() - field.min())
+    np.testing.assert_allclose(weather.plasma(draws(), 7, 1.5)[0, 0], expected, atol=1e-5)
 
 
 def test_plasma_is_rough_at_all_scales_but_less_so_at_small_ones() -> None:

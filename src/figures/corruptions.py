@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
@@ -21,7 +22,12 @@ def corruption_curves(groups: Mapping[str, Mapping[str, ArrayLike]], clean: floa
         axes.axhline(clean, color=BLACK, linewidth=1, linestyle="--")
         for (name, accuracy), colour, mark in zip(curves.items(), COLOURS, "osD^", strict=False):
             axes.plot(
-                range(6), [clean, *accuracy], color=colour, marker=mark, markersize=4, label=name.replace("_", " ")
+                range(6),
+                [clean, *np.asarray(accuracy)],
+                color=colour,
+                marker=mark,
+                markersize=4,
+                label=name.replace("_", " "),
             )
         axes.set(xlabel="severity", ylim=(0, 1.02))
         axes.set_xticks(range(6), ["clean", *range(1, 6)])

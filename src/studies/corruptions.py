@@ -1,5 +1,6 @@
 """How a classifier does on corrupted images: a test of the module for each corruption and severity."""
 
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -37,11 +38,10 @@ class Corruptions:
         trainer = build(run.config.trainer, callbacks=[Processor()], logger=False, enable_checkpointing=False)
         names = list(dict.fromkeys(name for names in self.chosen.values() for name in names))
         frame = pd.DataFrame({"corruption": names}).set_index("corruption")
-        for severity in track(SEVERITIES, "corruptions", transient=True, disable=not main):
-            for name in names:
-                data.corrupts = Corruption(name, severity, *place)
-                (means,) = trainer.test(run.model, datamodule=data, verbose=False)
-                frame.loc[name, severity] = means["test/acc"]
+        for name, severity in track([*product(names, SEVERITIES)], "corruptions", transient=True, disable=not main):
+            data.corrupts = Corruption(name, severity, *place)
+            (means,) = trainer.test(run.model, datamodule=data, verbose=False)
+            frame.loc[name, severity] = means["test/acc"]
         data.corrupts = None
         frame["mean"] = frame[SEVERITIES].mean(axis=1)
         for word, its in self.chosen.items():

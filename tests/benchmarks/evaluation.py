@@ -2,12 +2,16 @@
 
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from src.callbacks.processor import Processor
 from src.eval import evaluate
+from src.evaluation.corruptions import ALL, Corruption
+from src.runs.build import build
 from src.runs.run import open_run
 from src.train import train
 from tests.benchmarks.table import Row, Setting, alternate, wait
@@ -51,8 +55,26 @@ def evaluation_rows(setting: Setting) -> list[Row]:
     ours(), bare()  # to warm up
     ratio, seconds = alternate(ours, bare, setting.repeats)
     rest.sort()
+
+    options = {"logger": False, "enable_checkpointing": False, "limit_test_batches": 20}  # of 128 images
+    trainer: Any = quietly(lambda: build(run.config.trainer, callbacks=[Processor()], **options))
+    severities = cycle(range(1, 6))
+
+    def tested(how: Corruption | None) -> float:
+        data.corrupts, start = how, time.perf_counter()
+        quietly(lambda: trainer.test(run.model, datamodule=data, verbose=False))
+        return time.perf_counter() - start
+
+    def corrupted() -> float:
+        severity = next(severities)
+        return sum(tested(Corruption(name, severity)) for name in ALL) / len(ALL)
+
+    tested(None)  # to warm up
+    costs, times = alternate(corrupted, lambda: tested(None), setting.repeats)
     return [
         Row("evaluation of 10,000 images: src.eval / bare loop", ratio, "x", at_most=1.1,
             detail=f"{seconds[0]:.2f} s / {seconds[1]:.2f} s"),
+        Row(f"evaluation of {len(ALL)} corruptions: corrupted / as they are", costs, "x", at_most=1.5,
+            detail=f"{times[0]:.2f} s / {times[1]:.2f} s"),
         Row("evaluation: metrics, figures and files", rest[len(rest) // 2], "s", at_most=15),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Blurs. Where a constant is a length, it is in pixels."""
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -96,9 +96,8 @@ def along_a_line(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (tap / sigma).square())
     weights = weights[weights > NOTHING * weights.sum()]
     tap, weights = tap[: len(weights)], weights / weights.sum()
-    ahead = [
-        (tap * way[:, None] - 0.5).ceil().long() for way in (angle.deg2rad().sin(), angle.deg2rad().cos())
-    ]  # (B, taps)
+    turn = angle.deg2rad()[:, None]
+    down, right = ((tap * way - 0.5).ceil().long() for way in (turn.sin(), turn.cos()))  # (B, taps)
     (count, channels, height, width), reach = x.shape, int(tap[-1])
     padded = F.pad(x, (reach,) * 4, mode="replicate")
     plane, pitch, _ = padded.stride()[1:]
@@ -107,7 +106,7 @@ def along_a_line(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
     planes = torch.arange(count * channels, device=x.device).view(count, channels, 1) * plane
     first = planes + (torch.arange(height, device=x.device) + reach) * pitch + reach  # (B, C, H)
     out = torch.zeros_like(x)
-    for way, weight in zip((ahead[0] * pitch + ahead[1]).T, weights.tolist(), strict=True):
+    for way, weight in zip((down * pitch + right).T, weights.tolist(), strict=True):
         out.add_(rows.index_select(0, (first + way.view(-1, 1, 1)).flatten()).view(x.shape), alpha=weight)
     return out
 
@@ -119,21 +118,17 @@ def zoom(images: Tensor, draws: Draws, stop: float, step: float) -> Tensor:
     return torch.sparse.mm(_zooming(*x.shape[-2:], stop, step, x.device), pixels).T.view(x.shape)
 
 
-@cache
+@lru_cache(maxsize=1)  # a large image's is of tens of megabytes
 def _zooming(height: int, width: int, stop: float, step: float, device: torch.device) -> Tensor:
     """What each pixel becomes of, sparse (H W, H W): a few others, since the enlargements differ by little."""
     factors = np.arange(1, stop, step).tolist()
     total = sparse.identity(height * width, format="csr")
     for factor in factors:
-        total = total + sparse.kron(*(_enlarging(side, factor, torch.device("cpu")) for side in (height, width)), "csr")
-    entries = (total / (len(factors) + 1)).tocoo()
-    return torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack(entries.coords)).long(),
-        torch.from_numpy(entries.data).float(),
-        entries.shape,
-        device=device,
-        check_invariants=True,
-    ).coalesce()
+        total += sparse.kron(*(_enlarging(side, factor, torch.device("cpu")) for side in (height, width)), "csr")
+    entries = total.tocoo()
+    places, shares = torch.from_numpy(np.stack(entries.coords)).long(), entries.data / (len(factors) + 1)
+    matrix = torch.sparse_coo_tensor(places, torch.from_numpy(shares).float(), entries.shape, check_invariants=True)
+    return matrix.coalesce().to(device)
 
 
 def enlarge(x: Tensor, factor: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,20 +42,18 @@ def elastic(images: Tensor, draws: Draws, strength: float, smoothness: float, re
     """Moves three points and the image with them, then each pixel by a smooth field; in shares of the side."""
     x, (height, width) = images / 255, images.shape[-2:]
     side = min(height, width)
-    down, right = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    middle, third = torch.tensor([width // 2, height // 2], device=x.device), side // 3
-    points = (middle + third * torch.tensor([[1, 1], [1, -1], [-1, -1]], device=x.device)).float()
+    size = torch.tensor([width, height], device=x.device)
+    points = (size // 2 + side // 3 * torch.tensor([[1, 1], [1, -1], [-1, -1]], device=x.device)).float()  # x, y
     moved = points + draws.uniform(-reach * side, reach * side, 3, 2)
     back = torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), points.expand_as(moved))  # (B, 3, 2)
-    place = (
-        down[:, None, None] * back[:, None, None, 1] + right[:, None] * back[:, None, None, 0] + back[:, None, None, 2]
-    )
-    size = torch.tensor([width, height], device=x.device)
+    axes = (torch.arange(n, device=x.device, dtype=torch.float32) for n in (width, height))
+    here = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=2)  # (H, W, 2)
+    place = (F.pad(here, (0, 1), value=1.0).flatten(0, 1) @ back).view(-1, height, width, 2)
     x = F.grid_sample(x, 2 * place / (size - 1) - 1, padding_mode="reflection", align_corners=True)
     if not strength:
         return x
     move = smooth(draws.uniform(-1, 1, 2, height, width), smoothness * side, "reflect", truncate=3) * (strength * side)
-    place = torch.stack([right + move[:, 0], down[:, None] + move[:, 1]], dim=3)  # (B, H, W, 2)
+    place = here + move.permute(0, 2, 3, 1)
     return F.grid_sample(x, (2 * place + 1) / size - 1, padding_mode="reflection", align_corners=False)
 
 
@@ -108,5 +107,5 @@ def _cosines(side: int, device: torch.device) -> Tensor:
 def _steps(quality: int, device: torch.device) -> Tensor:
     """What coefficients are multiples of: of brightness, and of colour (2, 8, 8)."""
     Image.new("RGB", (8, 8)).save(file := BytesIO(), "JPEG", quality=quality)
-    tables = Image.open(file).quantization
-    return torch.tensor([tables[0], tables[1]], device=device).view(2, 8, 8).float()
+    made: Any = Image.open(file)
+    return torch.tensor([made.quantization[table] for table in (0, 1)], device=device).view(2, 8, 8).float()

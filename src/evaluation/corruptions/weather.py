@@ -1,5 +1,7 @@
 """Weather: what lies between the camera and the scene, and its light."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -14,18 +16,9 @@ LUMA = (0.299, 0.587, 0.114)
 FURTHEST = 20  # pixels
 
 
-def snow(
-    images: Tensor,
-    draws: Draws,
-    mean: float,
-    deviation: float,
-    size: float,
-    threshold: float,
-    radius: int,
-    sigma: float,
-    keep: float,
-) -> Tensor:
+def snow(images: Tensor, draws: Draws, *constants: Any) -> Tensor:
     """Flakes that fall, and fall once more in the layer turned by half a circle, over an image that grows pale."""
+    mean, deviation, size, threshold, radius, sigma, keep = constants
     flakes = enlarge(mean + deviation * draws.normal(1, *images.shape[-2:]), size)
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(max=1)
     flakes = along_a_line(flakes, radius, sigma, draws.uniform(-135, -45))
@@ -74,21 +67,13 @@ def brightness(images: Tensor, draws: Draws, more: float) -> Tensor:
     return torch.where(value > 0, x * (brighter / value), brighter)
 
 
-def spatter(
-    images: Tensor,
-    draws: Draws,
-    mean: float,
-    deviation: float,
-    sigma: float,
-    threshold: float,
-    amount: float,
-    mud: bool,
-) -> Tensor:
+def spatter(images: Tensor, draws: Draws, *constants: Any) -> Tensor:
     """Drops of water or mud on the lens.
 
     Drops of water are shaded by the distance to their border; the authors take the edges that Canny's detector finds,
     which are those of the drops.
     """
+    mean, deviation, sigma, threshold, amount, mud = constants
     x = images / 255
     liquid = smooth(mean + deviation * draws.normal(1, *images.shape[-2:]), sigma)
     drops = torch.where(liquid < threshold, 0, liquid)
