@@ -184,6 +184,9 @@ def test_images_of_another_size_are_the_same_by_their_labels(folder: Path) -> No
     config.write_text(config.read_text().replace("data:\n", "data:\n  image_size: 64\n"))
     write_csv(path, pd.read_csv(path).assign(brightness=0.5))
     assert len(paired([folder / "a", folder / "b"])[0]) == 5
+    write_csv(path, pd.read_csv(path).assign(label="a"))
+    with pytest.raises(RunError, match="another label"):
+        paired([folder / "a", folder / "b"])
 
 
 def test_what_is_missing_is_asked_for(folder: Path) -> None:
