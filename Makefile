@@ -11,14 +11,14 @@ train: $(VENV)/ready
 	$(RUN) -m src.train $(ARGS)
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: $(VENV)/ready test-hydra14
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # All that touches Hydra, on the release candidate of its next version.
 test-hydra14: $(VENV)/hydra14
-	PYTHONPATH=$(CURDIR)/$(VENV)/hydra14 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow" tests/test_configs.py tests/test_mistakes.py \
+	PYTHONPATH=$(CURDIR)/$(VENV)/hydra14 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_configs.py tests/test_mistakes.py \
 		tests/test_launcher.py tests/test_sweeps_search.py tests/test_resume.py tests/test_readme.py $(ARGS)
 
 check: $(VENV)/ready

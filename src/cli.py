@@ -27,6 +27,7 @@ from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.help import show
 from src.runs.build import register_resolvers
 from src.runs.folder import CONF, RunError
 
@@ -63,6 +64,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         threading.Thread(target=end_with_parent, daemon=True).start()
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
+        if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):
+            return show(config_name, *sys.argv[asked + 1 : asked + 2])
         check_flags(config_name)
         sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
@@ -144,6 +147,8 @@ def check_flags(config_name: str) -> None:
 def switched_off(word: str) -> str:
     """`logger=null`, and the same of any other group of conf, as Hydra takes it: `logger=[]`. It refuses null there."""
     group, _, value = word.partition("=")
+    if group == "corruptions" and re.match(r"\w+,", value):
+        return f"{group}=[{value}]"  # Hydra would make a sweep of it
     if group == "data/augment" and value in ("null", "[]"):
         return "data/augment=none"  # a data set has a crop and a flip of its own
     return f"{group}=[]" if value == "null" and (CONF / group).is_dir() else word

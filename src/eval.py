@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import cli
 from src.runs.build import build
 from src.runs.evaluated import read_answers
-from src.runs.folder import RunError, events_folder, write_csv, write_json
+from src.runs.folder import RunError, events_folder, write_csv, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown, shown_interval
 from src.runs.values import check_values
@@ -43,11 +43,10 @@ def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     Returns:
         Metrics named `test/...` (or `val/...`, `train/...`): whatever the module logs in its test, and for a classifier
         also those of `src.evaluation.metrics.measure`, and images_per_s; with test-time augmentation all but the last
-        again as `test/..._tta`, of the mean probabilities; with `calibrate` the temperature, and nll, brier and ece
-        again as `test/..._calibrated`; for a GAN, with `features`, those of `src.evaluation.generative.compare`, and
-        cas, the classification accuracy score. And the objects: cfg (the run's, as used), datamodule, model, trainer,
-        run, files (what was written), and for a classifier per_class, predictions, reliability (the bins of ece) and
-        slices (data frames).
+        again as `test/..._tta`, of the mean probabilities; and what the studies that are asked for add, see
+        `src.studies`. And the objects: cfg (the run's, as used), datamodule, model, trainer, run, files (what was
+        written), and by name the data frames that were: per_class, predictions, reliability (the bins of ece) and
+        slices of a classifier.
 
     Raises:
         ValueError, FileNotFoundError, RunError: the config asks for something that cannot be done.
@@ -102,7 +101,7 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
     own = run.config.data
-    deciding = () if another else SPLITTING.get(cfg.split, ())
+    deciding = () if another else SPLITTING.get("val" if cfg.audit else cfg.split, ())  # an audit reads all splits
     if mixing := [f"data.{key}={data[key]}" for key in deciding if data.get(key) != own.get(key)]:
         raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
     if trainer["precision"] in (None, "fastest"):
@@ -130,12 +129,16 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
     files = [output / f"evaluation{suffix}.json", *evaluation.files]
     write_json(files[0], {**record, "metrics": metrics})
+    answers = evaluation.tables.get("predictions")
     with suppress(RunError):  # there was no such evaluation before
-        if told := other_images(read_answers(output, f"predictions{suffix}.csv"), evaluation.tables["predictions"]):
+        if answers is not None and (told := other_images(read_answers(output, f"predictions{suffix}.csv"), answers)):
             log.warning("the data has changed since the evaluation before: %s", told)
     for name, frame in evaluation.tables.items():
         files.append(output / f"{name}{suffix}.csv")
         write_csv(files[-1], frame, "%.6g")
+    for name, html in evaluation.pages.items():
+        files.append(output / f"{name}{suffix}.html")
+        write_whole(files[-1], html)
     if evaluation.figures:
         with SummaryWriter(events_folder(output)) as writer:
             for name, figure in evaluation.figures.items():

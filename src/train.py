@@ -19,7 +19,7 @@ from src import cli
 from src.data.official import look_for
 from src.runs import record as records
 from src.runs.build import build, build_each, build_model, register_resolvers
-from src.runs.folder import LAST, RunError, draw_seed, removed_unless_started, starts_again
+from src.runs.folder import CURVES, LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
 from src.runs.trust import check_config
 from src.runs.values import check_values
@@ -102,8 +102,11 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         log.warning("this run will train, but nothing will open or resume it: %s", error)
     if drawn and trainer.is_global_zero:
         log.info("seed=%d was drawn", cfg.seed)
-    if OmegaConf.select(cfg, "extras.print_config") and trainer.is_global_zero:
-        records.print_config(config)
+    if trainer.is_global_zero:
+        for line in records.chosen():
+            log.info(line)
+        if OmegaConf.select(cfg, "extras.print_config"):
+            records.print_config(config)
 
     if cfg.resume is not None and trainer.is_global_zero:
         record.started = partial(records.keep_overrides, cfg, output)
@@ -129,8 +132,18 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if writes:
         records.write_results(output, results, record.seconds, status="done", metrics=metrics)
         records.log_hyperparameters(cfg, output, logger, metrics)
+        draw_curves(output)
         records.print_results(results, output)
     return metrics, objects
+
+
+def draw_curves(folder: Path) -> None:
+    """Draws the metrics over the epochs as figures/curves.png, where there is a table of them."""
+    from src import figures
+
+    history = records.read_metrics(folder).select_dtypes("number").rename_axis("epoch").reset_index()
+    if len(history.columns) > 1:
+        figures.save(figures.curves(history, folder.name), folder / CURVES)
 
 
 def check_network(cfg: DictConfig) -> None:

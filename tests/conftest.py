@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,6 +54,12 @@ def composed(*overrides: str, name: str = "train", folder: Path | None = None) -
     inside += ["local=[]"] if not any(override.startswith("local=") for override in overrides) else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, [*inside, *overrides])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests first: theirs take long, and no process shall wait for one of them at the end."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: counts[item.path])
 
 
 @pytest.fixture(autouse=True)

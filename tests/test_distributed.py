@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.conftest import SILENT, run_command
@@ -13,7 +15,7 @@ from tests.conftest import SILENT, run_command
 # SGD at a low rate: a faster training makes much of a difference in the last bit.
 ARGUMENTS = [
     *("optimizer=sgd", "optimizer.lr=0.002", "model.network.hidden_units=8", "data.val_size=137"),
-    *("trainer.max_epochs=2", *SILENT),
+    *("trainer.max_epochs=2", "callbacks=dynamics", *SILENT),
 ]
 
 
@@ -33,3 +35,8 @@ def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_p
             # of one image, the two best classes may be equal but for the order of a sum
             assert two[name] == pytest.approx(one[name], abs=2e-5 if name.endswith("loss") else 1.01 / 137), name
     assert results["two"]["device"].startswith("2 x ")
+    one, two = (pd.read_csv(tmp_path / name / "dynamics.csv") for name in ("one", "two"))
+    exact = ["image", "label", "epochs"]
+    pd.testing.assert_frame_equal(one[exact], two[exact])
+    np.testing.assert_allclose(one["confidence"], two["confidence"], atol=1e-4)
+    assert (one["correctness"] != two["correctness"]).sum() <= 2, "but for the order of a sum"

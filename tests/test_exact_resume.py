@@ -42,16 +42,18 @@ VARIANTS = {
     "validations": [*NETWORK, "+trainer.val_check_interval=2"],
     "early": [*VGG, "callbacks.early_stopping.patience=1", "optimizer.lr=1.0"],  # 3 epochs
     "workers": [*NETWORK, "data.num_workers=2"],
+    "dynamics": [*NETWORK, "callbacks=dynamics"],
     "gan": [*GAN, "model.discriminator_steps=2", "scheduler=triangle"],
 }
 
 
 OF_THIS_RUN = ("seconds", "images_per_s", "Throughput", "best_k_models", "current_score")  # times, paths, a display
 QUICK_STOPS = [
-    *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 3), ("steps", 5), ("validations", 2), ("gan", 3))
+    *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 3), ("steps", 5), ("validations", 2), ("gan", 3)),
+    ("dynamics", 3),
 ]
 KILLS = [*product(["plain", "plateau", "average", "steps", "gan"], (2, 3, 4), (False, True)), ("plateau", 1, True)]
-KILLS += [*product(["early"], (2, 3), (False, True))]
+KILLS += [*product(["early", "dynamics"], (2, 3), (False, True))]
 QUICK_KILLS = [("plateau", 1, True), ("plateau", 2, True), ("plateau", 3, False), ("early", 3, True)]
 
 
@@ -132,6 +134,8 @@ def assert_equal(folder: Path, expected: Path) -> None:
         assert list(ours) == list(theirs)
         for key, value in theirs.items():
             assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(value)), f"{name}: {key}"
+    kept = [{p.name: p.read_bytes() for p in (*f.glob("dynamics/*"), *f.glob("*.csv"))} for f in (folder, expected)]
+    assert kept[0] == kept[1]
     frames = [pd.read_csv(f / "csv/metrics.csv").drop(columns="train/images_per_s") for f in (folder, expected)]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
 

@@ -51,6 +51,22 @@ def every_figure(classes: list[str]) -> dict[str, figures.Figure]:
         "reliability": figures.reliability(rows.max(1), rows.argmax(1) == 0, title="network on data (test)"),
         "examples": figures.examples(images, np.zeros(14, int), rows, classes, "wrong with most confidence"),
         "no examples": figures.examples(images[:0], [], rows[:0], classes, "wrong with most confidence"),
+        "heat": figures.heat_maps(
+            images[:3], [RNG.random((3, 16, 16))] * 2, np.zeros(3, int), rows[:3], classes, "wrong\n" + "it looks " * 9
+        ),
+        "no heat": figures.heat_maps(images[:0], [np.zeros((0, 16, 16))], [], rows[:0], classes, "right"),
+        "filters": figures.filters(RNG.normal(size=(70, 3, 5, 5)), "the first layer"),
+        "maps": figures.feature_maps(
+            images[:2], {name: RNG.random((2, 9, 4, 4)) for name in classes[:3]}, "some layers"
+        ),
+        "data map": figures.data_map(RNG.random(99) / 2, RNG.random(99), RNG.random(99), "network on data"),
+        "empty data map": figures.data_map([np.nan], [np.nan], [np.nan], "network on data"),
+        "corruptions": figures.corruption_curves(
+            {c: {f"{c} {i}": RNG.random(5) for i in range(4)} for c in classes[:5]}, 0.9
+        ),
+        "a corruption": figures.corruption_curves(
+            {"weather": {"fog": RNG.random(5)}}, 0.9, "network on data, test, corrupted"
+        ),
         "sheet": figures.image_grid(list(images), [f"a_rather_long_file_name_{i}.png" for i in range(14)]),
     }
 

@@ -10,18 +10,8 @@ import pytest
 from tests.conftest import ROOT, run_command
 
 ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "rename", "report"}
-ROOMS = ENTRY_POINTS | {
-    "cli",
-    "figures",
-    "runs",
-    "modules",
-    "networks",
-    "data",
-    "evaluation",
-    "callbacks",
-    "sweeps",
-    "studies",
-}
+HOUSE = {"callbacks", "data", "evaluation", "figures", "modules", "networks", "runs", "studies", "sweeps"}
+ROOMS = ENTRY_POINTS | HOUSE | {"cli", "help"}
 
 FORBIDDEN = {
     "networks": {"lightning", "hydra", "omegaconf"} | (ROOMS - {"networks"}),

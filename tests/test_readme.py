@@ -44,8 +44,17 @@ def test_train_resume_evaluate_predict_export_and_report_work_one_after_another(
     commands = [["-m", "src.train", *QUICK, *SILENT], ["-m", "src.train", "resume=latest", "trainer.max_epochs=3"]]
     for module in ("src.eval", "src.predict", "src.export", "src.report"):
         commands += [command[1:] for command in COMMANDS if command[:3] == ["python", "-m", module]][:most]
-    assert len(commands) >= (8 if most is None else 6)
+    if most is None:  # another run, to compare with
+        second = [
+            ["-m", "src.train", *QUICK, *SILENT, "seed=1", "hydra.run.dir=second"],
+            ["-m", "src.eval", "run=second"],
+        ]
+        commands = [*second, *commands]
+    assert len(commands) >= (18 if most is None else 6)
     for command in commands:
+        if "RUN_A" in command:
+            (first,) = (tmp_path / "logs/train/runs").glob("2*")
+            command = [{"RUN_A": str(first), "RUN_B": "second"}.get(word, word) for word in command]
         done = run_command(*command, cwd=tmp_path, cold=most is None)
         assert done.returncode == 0, (command, done.stderr)
     (run,) = (tmp_path / "logs/train/runs").glob("2*")

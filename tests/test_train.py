@@ -64,16 +64,19 @@ def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trai
 
 def test_tensorboard_has_curves_pictures_the_graph_and_hyperparameters(trained) -> None:
     _, _, folder = trained
-    tags = {"scalars": set(), "images": set(), "graph": False}
+    tags = {"scalars": set(), "images": set(), "tensors": set(), "graph": False}
     for part in [events_folder(folder), *events_folder(folder).glob("*/")]:
         events = EventAccumulator(str(part)).Reload()
         tags["scalars"] |= set(events.Tags()["scalars"])
+        tags["tensors"] |= set(events.Tags()["tensors"])
         tags["images"] |= {name.split("/image")[0] for name in events.Tags()["images"]}
         tags["graph"] |= events.Tags()["graph"]
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr-SGD", "train/images_per_s"} <= tags["scalars"]
     assert "hp/test/acc" in tags["scalars"]
     assert {"train/augmented", "val/predictions"} <= tags["images"]
+    assert "custom_scalars__config__" in tags["tensors"]
     assert tags["graph"]
+    assert (folder / "figures/curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config) -> None:
@@ -150,13 +153,14 @@ def test_the_average_is_what_is_validated_and_a_short_runs_does_not_hang_on_its_
 
 
 WATCHING = ["tensorboard_pictures", "progress_bar", "throughput", "learning_rate_monitor", "model_summary", "processor"]
+DYNAMICS = "+callbacks.dynamics={_target_: src.callbacks.dynamics.Dynamics, folder: '${paths.output_dir}'}"
 
 
 def test_callbacks_that_watch_change_no_bit(config) -> None:
-    frozen = ["model=resnet20_cifar", "callbacks=linear_probe", "model.network.depth=8", "optimizer.lr=0.02"]
+    frozen = ["model=resnet20_cifar", "callbacks=linear_probe", "model.network.depth=8", "optimizer.lr=0.02", DYNAMICS]
     few = ["data.limit=120", "data.batch_size=32", "trainer=cpu", "trainer.max_epochs=2", "trainer.precision=32-true"]
     weights = []
-    for left_out in ([], [f"callbacks.{name}=null" for name in WATCHING]):
+    for left_out in ([], [f"callbacks.{name}=null" for name in [*WATCHING, "dynamics"]]):
         metrics, objects = train(config(*frozen, *few, *left_out, "test=false"))
         weights.append([*objects["model"].state_dict().values(), torch.tensor(metrics["val/loss"])])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

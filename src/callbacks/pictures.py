@@ -14,12 +14,26 @@ from src.modules.looking import looking_at
 class TensorBoardPictures(Callback):
     """Adds the graph and a grid of augmented training images at the start, validation predictions at the end.
 
+    And, once an epoch has shown what is logged, a layout for the tab of custom scalars: training and validation of each
+    metric in one chart.
+
     Args:
         images: how many images a grid shows.
     """
 
     def __init__(self, images: int = 32) -> None:
         self.images = images
+        self._laid_out = False
+
+    def _lay_out(self, trainer: Trainer) -> None:
+        names = {name.partition("/")[2]: name for name in trainer.callback_metrics if name.startswith("val/")}
+        charts = {metric: ["Multiline", [f"train/{metric}$", f"{name}$"]] for metric, name in names.items()}
+        if charts and not self._laid_out and (writer := tensorboard_writer(trainer)) is not None:
+            writer.add_custom_scalars({"training and validation": charts})
+            self._laid_out = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step > 0 or batch_idx > 0 or (writer := tensorboard_writer(trainer)) is None:
@@ -39,6 +53,7 @@ class TensorBoardPictures(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from src import figures
 
+        self._lay_out(trainer)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if (writer := tensorboard_writer(trainer)) is None or not data.size("val"):
             return

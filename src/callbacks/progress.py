@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from src.runs.table import shown
+
 log = logging.getLogger(__name__)
 
 
@@ -99,11 +101,11 @@ class ProgressBar(Callback):
 
 
 def described(metrics: Any) -> list[str]:
-    """What was logged, a text a stage: "train loss 0.1234 acc 0.9876", "val ...", and the speed."""
+    """What was logged, a text a stage: "train loss 0.1234 acc 98.76 %", "val ...", and the speed."""
     texts: dict[str, str] = {}
     for name, value in metrics.items():
         stage, _, rest = name.partition("/")
         if stage in ("train", "val") and rest != "images_per_s":
-            texts[stage] = f"{texts.get(stage, stage)} {rest} {float(value):.4f}"
+            texts[stage] = f"{texts.get(stage, stage)} {rest} {shown(name, float(value))}"
     speed = [f"{float(metrics['train/images_per_s']):,.0f} images/s"] if "train/images_per_s" in metrics else []
     return [*(texts[stage] for stage in ("train", "val") if stage in texts), *speed]

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,10 @@ class ImageDataModule(LightningDataModule):
         self.before_normalize = [t for t in steps if not t.after_normalize]
         self.after_normalize = [t for t in steps if t.after_normalize]
         self.needs_index = any(t.needs_index for t in steps)
+        self.index: Tensor | None = None  # positions in the split of the batch that was moved last, if `needs_index`
         self.classes: list[str] = []
         self.eval_split = "test"
+        self.corrupts: Callable[[Tensor], Tensor] | None = None  # what befalls uint8 images that are evaluated
         self._sets: dict[str, Dataset] = {}
 
     # What a subclass gives
@@ -96,8 +98,8 @@ class ImageDataModule(LightningDataModule):
         """The data sets of a part: "train" and, if there is one, "val" for "train"; "test" for "test".
 
         Sets `classes`. A data set has a length and `__getitems__(indices) -> (images (B, C, H, W) uint8, labels (B,))`,
-        where -1 gives a black image labelled -1; that of "train" adds the indices (B,) if `needs_index`, and has all
-        its `labels` (N,), if it is to be balanced.
+        where -1 gives a black image labelled -1; that of "train" adds the indices (B,) if `needs_index`, as a transform
+        or a callback may, and has all its `labels` (N,), if it is to be balanced.
         """
         raise NotImplementedError
 
@@ -118,6 +120,8 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load what the stage needs, once: the training images for "fit" and "validate", `eval_split` for "test"."""
+        callbacks = getattr(self.trainer, "callbacks", ())
+        self.needs_index |= any(getattr(callback, "needs_index", False) for callback in callbacks)
         evaluated = _part(self.eval_split)
         needed = {None: ["train", "test"], "fit": ["train"], "validate": ["train"], "test": [evaluated]}.get(stage, [])
         measures = self.own_mean is None and (self._mean is None or self._std is None)
@@ -150,9 +154,13 @@ class ImageDataModule(LightningDataModule):
             raise RuntimeError(f"the {split} images are not loaded: call setup() first.")
         return len(self._sets[split]) if split in self._sets else 0  # type: ignore[arg-type]
 
+    def labels(self, split: str) -> Tensor:
+        """Those of all images of a split, int64 (N,) or float (N, K), on the CPU."""
+        return self._existing(split).labels.cpu()
+
     def class_counts(self) -> Tensor:
         """How many of the images to train on have each class, int64 (K,)."""
-        labels: Tensor = self._sets["train"].labels.cpu()  # type: ignore[attr-defined]
+        labels = self.labels("train")
         return labels.sum(0).long() if labels.ndim > 1 else labels.bincount(minlength=len(self.classes))
 
     def examples(self, split: str, chosen: int | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -167,6 +175,14 @@ class ImageDataModule(LightningDataModule):
             chosen = [i * size // count for i in range(count)]
         images, labels, *_ = data.__getitems__(list(chosen))
         return images.cpu(), labels.cpu()
+
+    def image_name(self, split: str, position: int) -> str:
+        """The path, or the number, of what an image of a split was read from; "" where there is none."""
+        return ""
+
+    def left_out(self, split: str) -> list[str]:
+        """The paths of images of a split that cannot be read and have no position in it."""
+        return []
 
     def _existing(self, split: str) -> Any:
         if not self.size(split):
@@ -234,10 +250,23 @@ class ImageDataModule(LightningDataModule):
             return batch
         images, labels, *index = batch
         if position := self._position():
+            self.index = index[0] if index else None
             images, labels = self.augment(images, labels, *position, *index)
         else:
-            images = self.preprocess.to(images.device)(images)
+            images = self.see(images)
         return self.trainer.precision_plugin.convert_input(images) if self.trainer else images, labels
+
+    def see(self, images: Tensor) -> Tensor:
+        """What the network sees of images that are evaluated, uint8 (B, C, H, W).
+
+        Where they are corrupted, larger ones are at the network's size, others at their own.
+        """
+        preprocess = self.preprocess.to(images.device)
+        if self.corrupts is None:
+            return preprocess(images)
+        if min(images.shape[-2:]) > preprocess.size:
+            return preprocess.normalise(self.corrupts(preprocess.cut(images)))
+        return preprocess(self.corrupts(images))
 
     def augment(
         self, images: Tensor, labels: Tensor, epoch: int = 0, batch: int = 0, index: Tensor | None = None

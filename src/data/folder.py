@@ -23,6 +23,20 @@ log = logging.getLogger(__name__)
 MEMORY = 4e9  # bytes, decoded, that mode "auto" holds at most: a fixed number, so that a resumed run decides alike
 
 
+class DecodedSet(ImageSet):
+    """Images of files, decoded.
+
+    Attributes:
+        files, file_rows: what each was decoded from.
+    """
+
+    files: Files
+    file_rows: Tensor
+
+    def name(self, index: int) -> str:
+        return self.files.name(int(self.file_rows[index]))
+
+
 class ImageFolder(StreamingDataModule):
     """Class folders under `root`: train/, optional val/ and test/, or the class folders alone.
 
@@ -114,7 +128,9 @@ class ImageFolder(StreamingDataModule):
             decoded, place = decoded[place].to(self.trainer.strategy.root_device), torch.arange(len(place))
         all_labels = labels.new_zeros(len(decoded))
         all_labels[place] = labels[rows[readable]]
-        return ImageSet(decoded, all_labels, place, with_index, self.channels)
+        data = DecodedSet(decoded, all_labels, place, with_index, self.channels)
+        data.files, data.file_rows, data.left_out = images, rows[readable], tuple(broken)
+        return data
 
 
 class ImageNet(ImageFolder):

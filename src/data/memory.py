@@ -22,6 +22,7 @@ class ImageSet(Dataset):
         channels: of the images of a batch; the one channel of grey images is repeated.
     """
 
+    left_out: Sequence[str] = ()  # the paths of those that cannot be read
     chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
     epoch: int | None = None  # of the training that its batches are for, which `TrainLoader` sets
 
@@ -42,6 +43,10 @@ class ImageSet(Dataset):
         if min(indices, default=0) < 0:
             images[index < 0], labels[index < 0] = 0, -1
         return (images, labels, index) if self.with_index else (images, labels)
+
+    def name(self, index: int) -> str:
+        """The path, or the number, of what an image was read from; "" where there is none."""
+        return ""
 
     def read(self, rows: Tensor) -> Tensor:
         """The images of some rows (B,), uint8 (B, channels, H, W)."""
@@ -119,6 +124,12 @@ class MemoryDataModule(ImageDataModule):
             val, train = carve(labels[rows], self.val_size, self.split_seed, "val_size")
             sets["val"], rows = self._set(images, labels, rows[val]), rows[train]
         return {"train": self._set(images, labels, rows, self.needs_index), **sets}
+
+    def image_name(self, split: str, position: int) -> str:
+        return self._existing(split).name(position)
+
+    def left_out(self, split: str) -> list[str]:
+        return sorted(self._existing(split).left_out)
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
         rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)

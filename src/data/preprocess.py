@@ -37,8 +37,15 @@ class Preprocess(nn.Module):
         self.register_buffer("shift", (-mean_ / std_).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.normalise(self.cut(images))
+
+    def cut(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> uint8 (B, C, image_size, image_size)"""
         images = TF.resize(images, [self.shorter], antialias=True)  # as it is where it has that size
-        images = TF.center_crop(images, [self.size, self.size])
+        return TF.center_crop(images, [self.size, self.size])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, image_size, image_size) -> float32"""
         return (images * self.scale).add_(self.shift)
 
 

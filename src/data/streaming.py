@@ -72,6 +72,9 @@ class StreamedSet(ImageSet):
         labels[[pixels is None for _, pixels in read]] = -1
         return (torch.from_numpy(images), labels, given) if self.with_index else (torch.from_numpy(images), labels)
 
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
+
     def _read(self, index: int) -> np.ndarray | None:
         """uint8 (C, S, S); None where it is left out."""
         row, steps, box, side = int(self.rows[index]), [*self.steps], None, self.side
@@ -85,7 +88,7 @@ class StreamedSet(ImageSet):
             with self.images.open(row) as image:
                 pixels = square(image, side, self.channels, box)
         except UNREADABLE as error:
-            told = f"{self.images.name(row)} cannot be read: {error}"
+            told = f"{self.name(index)} cannot be read: {error}"
             if not self.skip:
                 raise ReadError(told) from error
             warnings.warn(f"left out: {told}", stacklevel=2)

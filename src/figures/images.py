@@ -1,8 +1,10 @@
 """Grids of images: uint8 (N, 3, H, W) or (N, 1, H, W), labels int (N,), probabilities float (N, K), rows sum to 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike, NDArray
 
 from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style, short
@@ -15,7 +17,9 @@ def _grid(images: Images, captions: Names, frames: Names, most: int, width: floa
     """Images, at most ``most`` in a row, each in a frame of its colour and ``width`` by ``height`` inches of room."""
     columns = max(1, min(most, len(images)))
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(max(columns * width, 4.2), rows * height + 0.3, title)
+    lines = title.split("\n")
+    room = max(columns * width, 4.2, 0.1 * max(map(len, lines)) + 0.2)  # inches, a letter of the title has 0.1
+    figure = Figure(room, rows * height + 0.1 + 0.2 * len(lines), title)
     for number, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
@@ -34,7 +38,7 @@ def _percent(share: float) -> str:
 
 @house_style()
 def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classes: Names, title: str = "") -> Figure:
-    """A grid of images with their predicted and true classes and the probability given to each.
+    """A grid of images of one shape with their predicted and true classes and the probability given to each.
 
     The frame is blue where the prediction is right and vermilion where it is wrong.
     """
@@ -45,8 +49,59 @@ def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classe
         captions.append(f"predicted: {first}\ntrue: {second}")
         frames.append(BLUE if said == label else VERMILION)
     longest = max((len(line) for caption in captions for line in caption.split("\n")), default=0)
-    width = max(1.5, 0.056 * longest + 0.15)  # inches, at 7 points
-    return _grid(images, captions, frames, min(6, int(10.5 / width)), width, width + 0.35, title)
+    ratio = images[0].shape[2] / images[0].shape[1] if len(images) else 1.0
+    width = max(1.5, 1.1 * ratio, 0.056 * longest + 0.15)  # inches, the text at 7 points
+    return _grid(images, captions, frames, min(6, int(10.5 / width)), width, width / ratio + 0.35, title)
+
+
+@house_style()
+def heat_maps(images: NDArray[np.uint8], heat: Sequence[NDArray], *others: Any) -> Figure:
+    """``examples``, each image followed by itself, pale, under maps: each of ``heat`` is (N, H, W), from 0 to 1."""
+    pale = 127 + images.mean(axis=1, keepdims=True) / 2
+    colour, line = 255 * np.reshape(to_rgb(VERMILION), (3, 1, 1)), np.full((len(images), 3, images.shape[2], 1), 255)
+    panels = [np.broadcast_to(images, (len(images), 3, *images.shape[2:]))]
+    for maps in heat:
+        share = 0.8 * maps[:, None]  # what is hottest still shows the image
+        panels += [line, (pale * (1 - share) + colour * share).round()]
+    return examples(np.concatenate(panels, axis=3).astype(np.uint8), *others)
+
+
+@house_style()
+def filters(weights: NDArray, title: str = "") -> Figure:
+    """The first 64 filters of a layer that sees images, ``weights`` (N, 3, H, W) or (N, 1, H, W); zero is grey."""
+    few = weights[:64]
+    shown = 127.5 * (1 + few / np.abs(few).max(axis=(1, 2, 3), keepdims=True).clip(1e-12))
+    size = f"{few.shape[2]} x {few.shape[3]} px"
+    caption = f"{len(few)} of {len(weights)} filters, {size}, each scaled by itself; grey is 0"
+    return _grid([_mosaic(shown.round().astype(np.uint8), 8)], [caption], [GREY], 1, 4.6, 4.6, title)
+
+
+@house_style()
+def feature_maps(images: NDArray[np.uint8], layers: Mapping[str, NDArray], title: str = "") -> Figure:
+    """A row for each of a few images: itself, and the first 16 maps that layers, (N, C, H, W) by name, make of it."""
+    cells, captions = [], []
+    for number, image in enumerate(images):
+        cells.append(image)
+        captions.append("the image")
+        for name, every in layers.items():
+            maps = every[number, :16, None]  # (16, 1, H, W)
+            maps = maps - maps.min(axis=(2, 3), keepdims=True)
+            shown = 255 * maps / maps.max(axis=(2, 3), keepdims=True).clip(1e-12)  # each map on a scale of its own
+            cells.append(_mosaic(shown.round().astype(np.uint8), 4))
+            size = f"{len(maps)} of {every.shape[1]} maps, {every.shape[2]} x {every.shape[3]}"
+            captions.append(f"{short(name, 28)}\n{size}")
+    return _grid(cells, captions, [GREY] * len(cells), 1 + len(layers), 1.9, 2.25, title)
+
+
+def _mosaic(tiles: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Tiles (N, C, H, W), so many in a row, with white lines between them and white where one is missing."""
+    scale = -(-32 // tiles.shape[2])  # so that the lines are thin
+    tiles = np.pad(
+        tiles.repeat(scale, 2).repeat(scale, 3),
+        ((0, -len(tiles) % columns), (0, 0), (0, 1), (0, 1)),
+        constant_values=255,
+    )
+    return tiled(tiles.reshape(-1, columns, *tiles.shape[1:]))[:-1, :-1].transpose(2, 0, 1)
 
 
 @house_style()

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.figure
 import matplotlib.image
 import numpy as np
+import PIL.Image
 from matplotlib import rc_context, rc_params_from_file
 from numpy.typing import NDArray
 
@@ -77,6 +78,17 @@ def save_pixels(image: NDArray[np.uint8], path: Path) -> Path:
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """The figure as uint8 (H, W, 3): TensorBoard's ``add_image(..., dataformats="HWC")`` takes it."""
     return (matplotlib.image.imread(io.BytesIO(figure.png))[:, :, :3] * 255).round().astype(np.uint8)
+
+
+def compact(png: bytes) -> tuple[bytes, int]:
+    """A PNG file as WebP, for a page, and its width in pixels: pixel by pixel if that is small, photographs are not."""
+    image = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    for options in ({"lossless": True}, {"quality": 85}):
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", **options)
+        if buffer.tell() < 80_000:
+            break
+    return buffer.getvalue(), image.width
 
 
 def short(name: str, length: int) -> str:

@@ -24,7 +24,8 @@ class Step(NamedTuple):
         loss: mean over the items, to minimise; it is logged as "loss".
         items: how many the batch has.
         sums: of anything else to log, over the items.
-        output: what the metrics compare with the labels, and what `test_step` hands to callbacks.
+        output: what the metrics compare with the labels, and what callbacks are given: by `test_step` as it is, by
+            `training_step` as `outputs["output"]`; without a graph.
     """
 
     loss: Tensor
@@ -83,10 +84,11 @@ class Task(LightningModule):
         """What is computed of a batch in the stage "train", "val" or "test"."""
         raise NotImplementedError
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         if (batch_idx + 1) % CHECK_EVERY == 0:
             self._check_loss()
-        return self._step(batch, "train").loss
+        step = self._step(batch, "train")
+        return {"loss": step.loss, "output": step.output}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "val")

@@ -87,7 +87,7 @@ class ImageClassifier(Task):
         output = self(images)
         if stage == "train":
             loss, logits, sums = self.objective(output, labels)
-            return Step(loss, len(images), {"acc": count_hits(logits, labels), **sums})
+            return Step(loss, len(images), {"acc": count_hits(logits, labels), **sums}, logits.detach())
         count = counted(labels).sum()
         # One process's last batch can be padding alone: its mean loss is not a number and weighs nothing.
         loss = torch.where(count > 0, self.loss(output, labels), 0.0)

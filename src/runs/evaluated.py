@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.runs.folder import CALIBRATION, PREDICTIONS, RunError, read_csv
+from src.runs.folder import CALIBRATION, EVALUATION, PREDICTIONS, RunError, read_csv
 from src.runs.rules import number
 
 if TYPE_CHECKING:
@@ -30,6 +30,21 @@ def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
     if frame.empty:
         raise RunError(f"{path} has no predictions: {again}")
     return frame
+
+
+def read_evaluation(folder: Path, checkpoint: str) -> dict[str, float]:
+    """The metrics of the run's own test images; empty where there are none, or of another checkpoint.
+
+    Raises:
+        RunError: the file is malformed.
+    """
+    path = folder / EVALUATION
+    try:
+        record = json.loads(path.read_text()) if path.is_file() else {"checkpoint": None}
+        metrics: Any = record["metrics"] if record["checkpoint"] == checkpoint else {}
+        return {name: float(value) for name, value in metrics.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is no record of an evaluation: {error}") from error
 
 
 def read_temperature(folder: Path, origin: dict[str, Any]) -> float:

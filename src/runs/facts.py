@@ -5,13 +5,12 @@ Only what was measured or recorded is said; nothing is claimed of what a model i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.runs import table as tables
-from src.runs.folder import EVALUATION, RunError
+from src.runs.evaluated import read_evaluation
 from src.runs.table import Row, shown
 
 if TYPE_CHECKING:
@@ -139,18 +138,7 @@ def model_card(run: Run, files: Sequence[Path], takes: str, gives: str) -> str:
         }
     lines = [f"# {type(network).__name__} on {data}\n", *(f"- **{k}**: {v}" for k, v in facts.items() if v is not None)]
     lines += ["", f"Files: {', '.join(f'`{file.name}`' for file in files)}.", "", "## Measured", ""]
-    measured = {**results.get("metrics", {}), **_evaluated(run)}
+    measured = {**results.get("metrics", {}), **read_evaluation(run.folder, run.checkpoint_path.name)}
     lines += [f"- {name}: {shown(name, value)}" for name, value in measured.items() if name.startswith("test/")]
     lines += [] if any(name.startswith("test/") for name in measured) else ["Nothing on test images: see `src.eval`."]
     return "\n".join(lines) + "\n"
-
-
-def _evaluated(run: Run) -> dict[str, float]:
-    """The metrics of the run's evaluation on its own test images, if that was of the same checkpoint."""
-    path = run.folder / EVALUATION
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        same = found.get("checkpoint") == run.checkpoint_path.name
-        return {name: float(value) for name, value in found["metrics"].items()} if same else {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is no record of an evaluation: {error}") from error

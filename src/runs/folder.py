@@ -26,8 +26,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 LOGS = Path("logs")
 CONFIG, OVERRIDES, HYDRA = ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 CHECKPOINTS, LAST = "checkpoints", "checkpoints/last.ckpt"
-RESULTS, METRICS, EVALUATION = "results.json", "csv/metrics.csv", "evaluation.json"
-PREDICTIONS, CALIBRATION = "predictions.csv", "calibration.json"  # of `python -m src.eval`
+RESULTS, METRICS = "results.json", "csv/metrics.csv"
+CURVES = "figures/curves.png"
+# of `python -m src.eval`
+EVALUATION, PREDICTIONS, CALIBRATION = "evaluation.json", "predictions.csv", "calibration.json"
 
 FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 

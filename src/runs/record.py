@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
 
+GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger")
 VERSIONS = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "tensorboard")
 
 
@@ -125,6 +126,18 @@ def keep_overrides(cfg: DictConfig, folder: Path) -> None:
     write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
+def chosen() -> list[str]:
+    """What the command that runs has chosen and given, a line or two; nothing where no command runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    hydra = HydraConfig.get()
+    groups = [f"{name}={hydra.runtime.choices[name]}" for name in GROUPS if hydra.runtime.choices.get(name)]
+    given = [word for word in hydra.overrides.task if word not in groups]
+    return [" ".join(words) for words in (groups, ["given:", *given] if given else []) if words]
+
+
 def print_config(config: dict[str, Any]) -> None:
     """Shows a config as coloured YAML."""
     import yaml
@@ -209,13 +222,15 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
         values = (metrics.get(f"{stage}/{name}") for stage in stages)
         table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
-    print(f"{results['parameters']:,} parameters, {results['epochs']} epochs, {results['seconds']:.0f} s")
+    epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
+    print(f"{results['parameters']:,} parameters, {epochs} in {results['seconds']:.0f} s")
     rich_print(table)
     if best := results["best"]:
-        print(f"best {best['metric']} {best['value']:.4f} in epoch {best['epoch']} ({best['path']})")
-    print(f"run folder: {folder}")
+        print(f"best {best['metric']} {shown(best['metric'], best['value'])} in epoch {best['epoch']} ({best['path']})")
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(f"run folder: {here}")
     if (folder / "tensorboard").is_dir():
-        print(f"tensorboard --logdir {folder}")
+        print(f"tensorboard --logdir {here}")
 
 
 def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:

@@ -78,7 +78,7 @@ BATCHES = CHANCE | whole(0)
 
 RULES: dict[str, Rule] = {
     # the entry points
-    "test extras.print_config calibrate calibrated": FLAG,
+    "test extras.print_config calibrate calibrated cam": FLAG,
     "data.split_seed": SEED,
     "eval:seed sample:seed": SEED,
     "seed data.seed hydra.sweeper.seed": SEED | NULL,
@@ -91,7 +91,9 @@ RULES: dict[str, Rule] = {
     "classes": WORDS | NULL,
     "batch_size count": whole(1),
     "samples": whole(1) | NULL,
+    "audit": FLAG | TEXT,
     "split": choice("train", "val", "test"),
+    "eval:corruptions": TEXT | several(TEXT) | NULL,
     "tta": choice("none", "flip", "multicrop"),
     "format": choice("onnx", "torch", "safetensors"),
     # what is built
@@ -219,8 +221,8 @@ RULES: dict[str, Rule] = {
     "trainer.benchmark": FLAG | NULL,
     # callbacks and loggers
     "EarlyStopping.monitor RunCheckpoint.monitor": TEXT | NULL,
-    "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder": TEXT,
-    "RunCheckpoint.save_top_k RichModelSummary.max_depth": whole(-1),
+    "RunCheckpoint.filename RunCheckpoint.dirpath SampleSheet.folder Dynamics.folder": TEXT,
+    "RunCheckpoint.save_top_k Summary.max_depth": whole(-1),
     "EarlyStopping.patience": whole(0),
     "EarlyStopping.min_delta": NUMBER,
     "RunCheckpoint.auto_insert_metric_name EarlyStopping.strict EarlyStopping.check_finite": FLAG,

@@ -28,6 +28,7 @@ class Evaluation:
         metrics: numbers by name, without the split's.
         tables: data frames by the name of their file, NAME.csv.
         figures: by the name of their file, figures/NAME.png.
+        pages: HTML by the name of their file, NAME.html.
         files: what a study has written itself.
     """
 
@@ -39,6 +40,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
 
 
@@ -48,8 +50,12 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     Raises:
         ValueError, RunError: one of them cannot be made of this run.
     """
+    from src.studies.audit import Audit
     from src.studies.calibration import Calibration
+    from src.studies.corruptions import Corruptions
     from src.studies.generative import Samples
+    from src.studies.looks import Looks
 
-    options: dict[str, Any] = {"features": Samples, "calibrate": Calibration}
+    options: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "audit": Audit}
+    options["features"] = Samples
     return [study(run, cfg) for option, study in options.items() if cfg[option]]

@@ -80,16 +80,27 @@ class Predictions(Callback):
 def draw(evaluation: Evaluation, classes: list[str]) -> Iterator[tuple[str, Any]]:
     """The figures of an evaluation's predictions, with their names."""
     title, per_class = evaluation.title, evaluation.tables["per_class"]
-    frame = evaluation.tables["predictions"].sort_values("confidence", ascending=False, kind="stable")
+    frame = evaluation.tables["predictions"]
     right = frame["label"] == frame["prediction"]
     counts = pd.crosstab(frame["label"], frame["prediction"]).reindex(index=classes, columns=classes, fill_value=0)
     yield "confusion_matrix", figures.confusion_matrix(counts, classes, title)
     yield "reliability", figures.reliability(frame["confidence"], right, title=title)
     yield "slices", figures.slices(evaluation.tables["slices"].sort_index(), right.mean(), title)
     yield "per_class", figures.class_bars(dict(per_class[["recall", "precision", "f1"]]), classes, "", title)
+    for kind, shown in most_confident(evaluation, classes):
+        yield f"most_confident_{kind}", figures.examples(*shown)
+
+
+def most_confident(evaluation: Evaluation, classes: list[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The "wrong" and the "right" predictions of most confidence, 24 at most of each, as `figures.examples` takes them.
+
+    Images as they are stored, uint8, labels, probabilities, classes and a title.
+    """
+    frame = evaluation.tables["predictions"].sort_values("confidence", ascending=False, kind="stable")
+    right = frame["label"] == frame["prediction"]
     for kind, chosen in (("wrong", frame[~right]), ("right", frame[right])):
         first = chosen.head(24)
         images, labels = evaluation.datamodule.examples(evaluation.cfg.split, first["image"].tolist())
         rows = first[[f"p_{name}" for name in classes]].to_numpy()
-        heading = f"{title}: {kind} with most confidence ({len(first)} of {len(chosen):,})"
-        yield f"most_confident_{kind}", figures.examples(images.numpy(), labels.numpy(), rows, classes, heading)
+        heading = f"{evaluation.title}: {kind} with most confidence ({len(first)} of {len(chosen):,})"
+        yield kind, (images.numpy(), labels.numpy(), rows, classes, heading)

@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[[Setting], list[Row]]] = {
     "augmentation": augmentation.augmentation_rows,
     "step": training.tiny_step_rows,
     "training": training.epoch_rows,
+    "dynamics": training.dynamics_rows,
     "gan": gan.gan_rows,
     "tutorial": training.tutorial_rows,
     "evaluation": evaluation.evaluation_rows,

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import datasets
 
+from src.callbacks.dynamics import Dynamics
 from src.callbacks.processor import fastest_precision
 from src.runs.build import build, build_model, register_resolvers
 from src.train import train
@@ -276,6 +277,43 @@ def tiny_step_rows(setting: Setting, steps: int = 1500) -> list[Row]:
         Row("tiny step: train(cfg) / Lightning with common habits", to_habits, "x", at_most=0.5,
             detail=f"{more[0] * micro:.0f} us / {more[1] * micro:.0f} us"),
     ]  # fmt: skip
+
+
+class TimedDynamics(Dynamics):
+    """Counts the seconds that it takes itself, whatever the device has to do for it included."""
+
+    seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        TimedDynamics.seconds = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._timed(pl_module, lambda: super(TimedDynamics, self).on_train_batch_end(
+            trainer, pl_module, outputs, batch, batch_idx))  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._timed(pl_module, lambda: super(TimedDynamics, self).on_train_epoch_end(trainer, pl_module))
+
+    def _timed(self, module: LightningModule, hook: Callable[[], None]) -> None:
+        wait(module.device)
+        start = time.perf_counter()
+        hook()
+        wait(module.device)
+        TimedDynamics.seconds += time.perf_counter() - start
+
+
+def dynamics_rows(setting: Setting) -> list[Row]:
+    """What `callbacks=dynamics` takes of an epoch of TinyVGG: its own time by that of all steps."""
+    watch = "+callbacks.dynamics._target_=tests.benchmarks.training.TimedDynamics"
+    steps = ["trainer.limit_train_batches=100", "trainer.max_epochs=2"]
+    shares = []
+    for _ in range(setting.repeats):
+        folder = f"+callbacks.dynamics.folder={tempfile.mkdtemp(prefix='bench')}"
+        quietly(lambda where=folder: train(config(setting, watch, where, *steps)))  # type: ignore[misc]
+        shares.append(TimedDynamics.seconds / sum(Probe.steps))
+    return [Row("epoch of tinyvgg, batch 128: share of callbacks=dynamics", 100 * median(shares), "%", at_most=2)]
 
 
 class Kernels(Callback):

@@ -1,0 +1,60 @@
+"""How a classifier does on corrupted images: a test of the module for each corruption and severity."""
+
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+from rich import print as rich_print
+from rich.progress import track
+
+from src import figures
+from src.callbacks.processor import Processor
+from src.evaluation.corruptions import ALL, GROUPS, Corruption, chosen
+from src.modules.classifier import ImageClassifier
+from src.runs.build import build
+from src.runs.run import Run
+from src.runs.table import rich_table
+from src.studies import Evaluation
+
+SEVERITIES = [1, 2, 3, 4, 5]
+
+
+class Corruptions:
+    """Adds a table and a figure of the accuracies, and the mean over what each word of the option means.
+
+    That of all is `corruption_acc`, that of a group or a single one `<its name>_acc`: without test-time augmentation.
+    """
+
+    def __init__(self, run: Run, cfg: DictConfig) -> None:
+        self.chosen = chosen(cfg.corruptions)
+        if not isinstance(run.model, ImageClassifier):
+            raise ValueError(f"corruptions={cfg.corruptions} needs the run of a classifier, of one label an image.")
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        run, main = evaluation.run, evaluation.trainer.is_global_zero
+        data: Any = evaluation.datamodule
+        place = evaluation.cfg.seed, evaluation.trainer.global_rank, evaluation.trainer.world_size
+        trainer = build(run.config.trainer, callbacks=[Processor()], logger=False, enable_checkpointing=False)
+        names = list(dict.fromkeys(name for names in self.chosen.values() for name in names))
+        frame = pd.DataFrame({"corruption": names}).set_index("corruption")
+        for severity in track(SEVERITIES, "corruptions", transient=True, disable=not main):
+            for name in names:
+                data.corrupts = Corruption(name, severity, *place)
+                (means,) = trainer.test(run.model, datamodule=data, verbose=False)
+                frame.loc[name, severity] = means["test/acc"]
+        data.corrupts = None
+        frame["mean"] = frame[SEVERITIES].mean(axis=1)
+        for word, its in self.chosen.items():
+            evaluation.metrics[f"{'corruption' if word == 'all' else word}_acc"] = frame.loc[its, "mean"].mean()
+        evaluation.tables["corruptions"] = frame.reset_index().rename(columns=str)
+        if main:
+            self._show(evaluation, frame)
+
+    def _show(self, evaluation: Evaluation, frame: pd.DataFrame) -> None:
+        rows = {group: frame.loc[frame.index.isin(names), SEVERITIES] for group, names in GROUPS.items()}
+        panels = {group: dict(part.iterrows()) for group, part in rows.items() if len(part)}
+        title = f"{evaluation.title}, corruptions regenerated after Hendrycks and Dietterich (2019)"
+        evaluation.figures["corruptions"] = figures.corruption_curves(panels, evaluation.metrics["acc"], title)
+        shown = (100 * evaluation.tables["corruptions"].set_index("corruption")).round(2).astype(str).reset_index()
+        held = f"; all: {len(ALL)} of the 15, without frost" if "all" in self.chosen else ""
+        rich_print(rich_table(shown, f"accuracy in % by severity{held}"))
