@@ -110,6 +110,8 @@ def paired(
 
 def read_runs(paths: Sequence[str | Path]) -> tuple[dict[str, Record], Path]:
     """The runs in and below the folders given, by name, and the folder that all of these are in."""
+    if not paths:
+        raise ValueError("say which runs: python -m src.report compare RUN_A RUN_B")
     common = Path(os.path.commonpath([Path(path).resolve() for path in paths]))
     _ends.cache_clear()
     return {run.name: run for run in (read_run(folder, common) for folder in find_runs(paths))}, common

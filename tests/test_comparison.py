@@ -72,6 +72,9 @@ def test_the_difference_of_two_runs_has_the_interval_of_paired_shares() -> None:
     half = norm.ppf(0.975) * (100 / 1000**2 - 0.02**2 / 1000) ** 0.5  # of a difference of paired shares
     assert (row["low"], row["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1.5e-3)
     assert row["p"] == pytest.approx(binomtest(40, 100).pvalue)
+    (twice,) = differences({"a": np.stack([a, a]), "b": np.stack([b, b])}).to_dict("records")  # runs that never differ
+    assert (twice["low"], twice["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1.5e-3)
+    assert twice["p"] == pytest.approx(2 * norm.sf(0.02 / (half / norm.ppf(0.975))), abs=0.01)
 
 
 def test_images_of_a_draw_are_the_same_for_all_and_runs_are_drawn_beside_them() -> None:
@@ -181,9 +184,14 @@ def test_images_of_another_size_are_the_same_by_their_labels(folder: Path) -> No
     config.write_text(config.read_text().replace("data:\n", "data:\n  image_size: 64\n"))
     write_csv(path, pd.read_csv(path).assign(brightness=0.5))
     assert len(paired([folder / "a", folder / "b"])[0]) == 5
+    write_csv(path, pd.read_csv(path).assign(label="a"))
+    with pytest.raises(RunError, match="another label"):
+        paired([folder / "a", folder / "b"])
 
 
 def test_what_is_missing_is_asked_for(folder: Path) -> None:
+    with pytest.raises(ValueError, match="say which runs"):
+        paired([])
     with pytest.raises(ValueError, match="at least two configurations"):
         paired([folder / "c", folder / "d"])
     (folder / "a/predictions.csv").unlink()
