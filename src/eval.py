@@ -15,13 +15,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from src.runs.build import build
+from src.runs.build import SPLITTING, build
 from src.runs.evaluated import read_answers
 from src.runs.folder import RunError, events_folder, write_csv, write_json, write_whole
 from src.runs.run import Run, open_run
 from src.runs.table import rich_table, shown, shown_interval
 from src.runs.values import check_values
-from src.studies import SPLITTING
 
 if TYPE_CHECKING:
     from src.studies import Evaluation

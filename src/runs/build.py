@@ -6,7 +6,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.runs.folder import new_run
 
-LESS_IS_BETTER = ("loss", "error", "ece", "seconds", "parameters")
+LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
+# What of a data section decides which images are held out, by split.
+SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
 
 def mode_of(metric: Any) -> str:

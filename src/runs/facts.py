@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.runs import table as tables
+from src.runs.build import SPLITTING
 from src.runs.evaluated import read_evaluation
 from src.runs.table import Row, shown
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from src.runs.run import Run
-
-SPLITS = ("val_size", "split_seed", "folds", "fold", "limit", "test_size")  # what decides which images are held out
 
 
 def reproducibility(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]]) -> str:
@@ -92,7 +91,7 @@ def _data(rows: Sequence[Row]) -> pd.DataFrame:
 
     lines = {}
     for row in rows:
-        of_data = {name: row.settings.get(f"data.{name}", "") for name in SPLITS}
+        of_data = {name: row.settings.get(f"data.{name}", "") for name in SPLITTING["val"]}
         line = {"data": row.settings.get("data._target_", "").rpartition(".")[2], **of_data}
         lines[tuple(line.values())] = line
     frame = pd.DataFrame(list(lines.values())).replace({"None": "", "null": ""})

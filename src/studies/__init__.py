@@ -12,9 +12,6 @@ from omegaconf import DictConfig
 
 from src.runs.run import Run
 
-# What decides which images are held out, by split.
-SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
-
 
 @dataclass
 class Evaluation:

@@ -13,10 +13,10 @@ from src.callbacks.progress import ProgressBar
 from src.evaluation.calibration import fit_temperature
 from src.evaluation.metrics import measure
 from src.modules.classifier import ImageClassifier
-from src.runs.build import build
+from src.runs.build import SPLITTING, build
 from src.runs.folder import CALIBRATION, write_json
 from src.runs.run import Run
-from src.studies import SPLITTING, Evaluation
+from src.studies import Evaluation
 from src.studies.classifier import Predictions
 
 MEASURES = ("nll", "brier", "ece")
