@@ -1,6 +1,7 @@
 """Accuracy on corrupted images."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
@@ -21,14 +22,8 @@ def corruption_curves(groups: Mapping[str, Mapping[str, ArrayLike]], clean: floa
     for axes, (group, curves) in zip(panels, groups.items(), strict=True):
         axes.axhline(clean, color=BLACK, linewidth=1, linestyle="--")
         for (name, accuracy), colour, mark in zip(curves.items(), COLOURS, "osD^", strict=False):
-            axes.plot(
-                range(6),
-                [clean, *np.asarray(accuracy)],
-                color=colour,
-                marker=mark,
-                markersize=4,
-                label=name.replace("_", " "),
-            )
+            look: Any = {"color": colour, "marker": mark, "markersize": 4, "label": name.replace("_", " ")}
+            axes.plot(range(6), [clean, *np.asarray(accuracy)], **look)
         axes.set(xlabel="severity", ylim=(0, 1.02))
         axes.set_xticks(range(6), ["clean", *range(1, 6)])
         axes.set_title(group)

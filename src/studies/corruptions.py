@@ -56,5 +56,6 @@ class Corruptions:
         title = f"{evaluation.title}, corruptions regenerated after Hendrycks and Dietterich (2019)"
         evaluation.figures["corruptions"] = figures.corruption_curves(panels, evaluation.metrics["acc"], title)
         shown = (100 * evaluation.tables["corruptions"].set_index("corruption")).round(2).astype(str).reset_index()
-        held = f"; all: {len(ALL)} of the 15, without frost" if "all" in self.chosen else ""
-        rich_print(rich_table(shown, f"accuracy in % by severity{held}"))
+        held = f"; all are {len(ALL)} of their 15, without frost" if "all" in self.chosen else ""
+        source = f"regenerated after Hendrycks and Dietterich (2019){held}"
+        rich_print(rich_table(shown, "accuracy in % by severity", source))
