@@ -27,7 +27,14 @@ IMAGES = (
     "; ± images: what as many other test images would change (binomial), ± beyond: what is left of the deviation "
     "between runs without that of the images (Jordan 2023), where src.eval has tested them"
 )
-FORMATS = {"parameters": ",.0f", "images_per_s": ",.0f", "best epoch": ".0f", "seconds": ".1f", "minutes": ".1f"}
+FORMATS = {
+    "parameters": ",.0f",
+    "suspects": ",.0f",
+    "images_per_s": ",.0f",
+    "best epoch": ".0f",
+    "seconds": ".1f",
+    "minutes": ".1f",
+}
 Run = tuple[Any, Mapping[str, str], Mapping[str, float] | None]
 
 
