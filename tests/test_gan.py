@@ -266,7 +266,7 @@ class Keep(Callback):
 
 def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
     _, objects, folder = trained
-    sheets = sorted((folder / "figures").iterdir())
+    sheets = sorted((folder / "figures").glob("samples_*"))
     assert [path.name for path in sheets] == ["samples_epoch_000.png", "samples_epoch_001.png"]
     drawn = np.asarray(Image.open(sheets[1]).convert("RGB"))
     assert drawn.shape == (10 * 16, 10 * 16, 3)
