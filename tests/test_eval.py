@@ -99,7 +99,7 @@ def test_predictions_hold_every_image_in_order(plain) -> None:
 
 def test_files_and_tensorboard_have_every_figure(plain) -> None:
     names = {"confusion_matrix", "reliability", "slices", "per_class", "most_confident_wrong", "most_confident_right"}
-    assert {path.stem for path in plain.run.glob("figures/*.png")} == names
+    assert {path.stem for path in plain.run.glob("figures/*.png")} == names | {"curves"}
     files = {path.name for path in plain.objects["files"] if path.is_file()}
     tables = {f"{name}.csv" for name in ("predictions", "per_class", "reliability", "slices")}
     assert files == {*tables, "evaluation.json", *(f"{name}.png" for name in names)}

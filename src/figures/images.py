@@ -19,7 +19,7 @@ def _grid(images: Images, captions: Names, frames: Names, most: int, width: floa
     rows = max(1, -(-len(images) // columns))
     lines = title.split("\n")
     room = max(columns * width, 4.2, 0.1 * max(map(len, lines)) + 0.2)  # inches, a letter of the title has 0.1
-    figure = Figure(room, rows * height + 0.1 + 0.2 * len(lines), title)
+    figure = Figure(room, rows * height + 0.15 + 0.2 * len(lines), title)
     for number, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
