@@ -93,7 +93,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0 and will_validate(trainer))
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
-    model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
+    if is_overridden("forward", model):  # which the summary measures
+        model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:

@@ -7,6 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.modules.looking import looking_at
 
@@ -55,7 +56,8 @@ class TensorBoardPictures(Callback):
 
         self._lay_out(trainer)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if (writer := tensorboard_writer(trainer)) is None or not data.size("val"):
+        answers = is_overridden("forward", pl_module)
+        if (writer := tensorboard_writer(trainer)) is None or not data.size("val") or not answers:
             return
         images, labels = data.examples("val", min(self.images, data.size("val")))
         with looking_at(pl_module):
