@@ -21,11 +21,15 @@ from src.modules.base import of_each_process
 from src.runs.folder import moved, whole
 from src.runs.run import load_checkpoint
 
+SPAWNED = ".temp.ckpt"  # Lightning's: the weights alone, which a process of ddp_spawn hands to the one that started it
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file of the final name is always whole; reads data, no code."""
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        if Path(path).name == SPAWNED:
+            return torch.load(path, weights_only=True)
         return load_checkpoint(Path(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
