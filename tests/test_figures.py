@@ -208,5 +208,5 @@ def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_pat
     assert path.read_bytes() == figure._repr_png_()
     assert figure.png.startswith(b"\x89PNG\r\n\x1a\n")
     picture = figures.pixels(figure)
-    assert picture.shape[:2] == tuple(int(side * 160) for side in figure.get_size_inches()[::-1])
+    assert picture.shape[:2] == tuple(round(side * 160) for side in figure.get_size_inches()[::-1])
     assert (picture == 128).all(axis=2).mean() > 0.3
