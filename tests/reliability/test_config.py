@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import io
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -135,7 +136,8 @@ def given_words(name: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def options_of(name: str, run: Path, folder: Path) -> list[str]:
+def options_of(name: str, trained_run: Path, folder: Path) -> list[str]:
+    run = shutil.copytree(trained_run, folder / "run")  # evaluations write into it
     return {
         "train": SMALL,
         "eval": [f"run={run}", "data.limit=40"],
