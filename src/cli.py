@@ -86,8 +86,8 @@ def share_the_cores(before: tuple[float, float, float], now: tuple[float, float,
     """Lets threads that wait for each other sleep soon, if other processes keep cores busy that they would run on.
 
     By default they spin for long: that is faster on cores of their own; where another training has these too, a thread
-    spins while the one that it waits for cannot run, and both trainings take several times as long. To be called
-    before torch is loaded: its OpenMP asks once.
+    spins while the one that it waits for cannot run, and both trainings take several times as long. Before torch is
+    loaded, whose OpenMP asks once: `resume=` and an evaluation look at their run by then, and are left as they are.
     """
     seconds, all_cores, mine = (after - earlier for after, earlier in zip(now, before, strict=True))
     others = (all_cores - mine) / max(seconds, 0.1)

@@ -88,8 +88,8 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         metrics = {"bytes": partial.stat().st_size, "max_error": error}
         metrics |= {"eager_ms": _latency(deployed.network, deployed.examples)}
         metrics |= {"exported_ms": _latency(exported, deployed.examples)}
-    card = path.with_name("README.md") if path.parent == run.folder / "export" else path.with_suffix(".md")
-    write_whole(card, model_card(run, [path], *_in_words(deployed, cfg.format)))
+    card = path.with_name(f"{path.name}.md")
+    write_whole(card, model_card(run, deployed.core, path, *_in_words(deployed, cfg.format)))
     return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
 
 

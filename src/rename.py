@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PROJECT = Path(__file__).parent.name, "lightning-classics"
 TEXTS = {".py", ".yaml", ".yml", ".toml", ".md", ".ipynb", ".cff", ""}  # endings of what is searched
-LEFT = {".git", ".venv", "logs", "data"}
+HIDDEN = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}  # the other hidden ones are caches of tools
+LEFT = {"logs", "data"}
 # The word, but no part of another, no attribute of HTML and no alternative of a regular expression.
 WORD = re.compile(rf"(?<![\w.$-]){PACKAGE}(?![\w=|-])")
 
@@ -30,11 +31,12 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
         raise ValueError(f"{name} is no name for a package: lower-case letters, digits and _, such as mylab")
     if name in sys.stdlib_module_names or find_spec(name) or (root / name).exists():
         raise ValueError(f"there is a package or a folder {name} already; choose another name")
+    hidden = {top for top in root.iterdir() if top.name.startswith(".") and top.name not in HIDDEN}
+    tops = sorted(top for top in {*root.iterdir()} - hidden if top.name not in LEFT)
+    paths = [path for top in tops for path in (top, *sorted(top.rglob("*"))) if path.suffix in TEXTS and path.is_file()]
+    texts = {path: path.read_text() for path in paths}  # all are read before the first is written
     changed = []
-    for path in sorted(root.rglob("*")):
-        if LEFT & set(path.relative_to(root).parts[:1]) or path.suffix not in TEXTS or not path.is_file():
-            continue
-        text = path.read_text()
+    for path, text in texts.items():
         new = WORD.sub(name, text).replace(PROJECT, name.replace("_", "-"))
         if new != text:
             path.write_text(new)

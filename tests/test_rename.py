@@ -23,6 +23,8 @@ def test_the_word_is_renamed_wherever_it_names_the_package_and_nowhere_else(tmp_
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / ".ruff_cache").mkdir()
+    (tmp_path / ".ruff_cache/0123").write_bytes(b"\xff src.")  # no text
     changed = rename("my_lab", tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in changed} == {
         "src/train.py",

@@ -16,6 +16,7 @@ from src.runs.table import Row, shown
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from src.runs.run import Run
 
@@ -107,19 +108,21 @@ def _software(done: Sequence[Mapping[str, Any]]) -> str:
     return "".join(lines) + "\nA commit with + had files that differ from it.\n"
 
 
-def model_card(run: Run, files: Sequence[Path], takes: str, gives: str) -> str:
+def model_card(run: Run, network: nn.Module, file: Path, takes: str, gives: str) -> str:
     """A card for the exported network of a run, as Markdown.
 
     Args:
-        files: that were exported.
+        network: what was exported of it.
+        file: that it was exported to.
         takes, gives: the input and the output, in words.
     """
-    results, config, network = run.results, run.config, run.network
+    results, config = run.results, run.config
     data = config.data._target_.rpartition(".")[2]
     count = sum(parameter.numel() for parameter in network.parameters())
     classes = ", ".join(run.classes[:20]) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
     facts: dict[str, Any] = {
-        "network": f"`{config.model.network._target_}`, {count:,} parameters",
+        "file": f"`{file.name}`",
+        "network": f"`{type(network).__module__}.{type(network).__name__}`, {count:,} parameters",
         "classes": f"{len(run.classes)}: {classes}",
         "takes": takes,
         "gives": gives,
@@ -136,7 +139,7 @@ def model_card(run: Run, files: Sequence[Path], takes: str, gives: str) -> str:
             "versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
         }
     lines = [f"# {type(network).__name__} on {data}\n", *(f"- **{k}**: {v}" for k, v in facts.items() if v is not None)]
-    lines += ["", f"Files: {', '.join(f'`{file.name}`' for file in files)}.", "", "## Measured", ""]
+    lines += ["", "## Measured", ""]
     measured = {**results.get("metrics", {}), **read_evaluation(run.folder, run.checkpoint_path.name)}
     lines += [f"- {name}: {shown(name, value)}" for name, value in measured.items() if name.startswith("test/")]
     lines += [] if any(name.startswith("test/") for name in measured) else ["Nothing on test images: see `src.eval`."]
