@@ -126,12 +126,17 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)
     record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
-    files = [output / f"evaluation{suffix}.json", *evaluation.files]
-    write_json(files[0], {**record, "metrics": metrics})
+    record["sha256"] = evaluation.datamodule.digest(cfg.split)
+    then = run.results.get("data")
+    before = then.get(cfg.split) if isinstance(then, dict) and own_data and limit == its else None
+    if before not in (None, record["sha256"]):
+        log.warning("the data has changed since the training: its %s images or labels were others", cfg.split)
     answers = evaluation.tables.get("predictions")
     with suppress(RunError):  # there was no such evaluation before
         if answers is not None and (told := other_images(read_answers(output, f"predictions{suffix}.csv"), answers)):
             log.warning("the data has changed since the evaluation before: %s", told)
+    files = [output / f"evaluation{suffix}.json", *evaluation.files]
+    write_json(files[0], {**record, "metrics": metrics})
     for name, frame in evaluation.tables.items():
         files.append(output / f"{name}{suffix}.csv")
         write_csv(files[-1], frame, "%.6g")

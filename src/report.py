@@ -89,7 +89,12 @@ def report(
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
     files = [output / name for name in FILES]
-    return rows, runs, [*files, *_write_paper(output / "paper", rows, runs)] if paper else files
+    if paper:
+        from src.studies import paper as papers
+
+        table, compared = overview(rows).drop(columns="run"), _histories(rows, runs)
+        files += papers.write(output / "paper", table, rows, runs, compared, _shown(rows, runs))
+    return rows, runs, files
 
 
 def paired(
@@ -216,22 +221,6 @@ def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[st
         if alike := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
             histories.setdefault(row.differing["data"], {}).setdefault(label, []).extend(alike)
     return histories
-
-
-def _write_paper(folder: Path, rows: list[Row], runs: Mapping[str, Record]) -> list[Path]:
-    from src import figures
-    from src.runs.facts import reproducibility
-
-    table, results = overview(rows).drop(columns="run"), {name: run.results for name, run in runs.items()}
-    texts = {"table.tex": tables.latex(table), "table.md": tables.markdown(table)}
-    texts["reproducibility.md"] = reproducibility(rows, results)
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    drawn = {f"compare_{data}": figures.compare(alike) for data, alike in _histories(rows, runs).items()}
-    trained = [run for run in _shown(rows, runs) if len(run.history["epoch"])]
-    drawn |= {f"curves_{run.folder.name}": figures.curves(run.history) for run in trained}
-    files = [path for name, figure in drawn.items() for path in figures.save_for_paper(figure, folder / name)]
-    return [folder / name for name in texts] + files
 
 
 def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:

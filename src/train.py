@@ -131,7 +131,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         trainer.test(model, datamodule, ckpt_path=best if keeps and Path(best).is_file() else None, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if writes:
-        records.write_results(output, results, record.seconds, status="done", metrics=metrics)
+        data = {"data": datamodule.digests()}
+        records.write_results(output, results, record.seconds, status="done", metrics=metrics, **data)
         records.log_hyperparameters(cfg, output, logger, metrics)
         draw_curves(output)
         records.print_results(results, output)

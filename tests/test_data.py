@@ -1,5 +1,6 @@
 """Splits, samplers, loaders and the batch's way to the model, on the bundled digits and on made-up images."""
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +174,16 @@ def test_examples_are_evenly_spaced_or_those_asked_for():
     assert numbers_in(data.examples("test", [36, 0])) == [136, 100]
     assert len(data.examples("test", 1000)[0]) == 37
     assert data.examples("test", [])[0].shape == (0, 3, 8, 8)
+
+
+def test_a_checksum_is_that_of_the_images_and_labels_of_its_split_in_order():
+    data = ready(limit=36)
+    images, labels = data.examples("test", range(36))
+    assert data.digests()["test"] == hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    assert set(data.digests()) == {"train", "val", "test"}
+    data._sets["test"].images[5, 2, 7, 7] ^= 1
+    assert data.digest("test") != ready(limit=36).digest("test")
+    assert data.digest("val") == ready(limit=36).digest("val") != ready(limit=36, split_seed=1).digest("val")
 
 
 # Loaders

@@ -37,7 +37,7 @@ def make_run(
         "best": {"metric": "val/acc", "mode": "max", "value": val, "epoch": 2, "path": "checkpoints/epoch_002.ckpt"},
         "images_per_s": 1000.0, "parameters": 1234567, "device": "cpu", "versions": {"torch": "2.15"},
         "overrides": [f"model={model}", *overrides], "command": "python -m src.train", "git_commit": "abc",
-        "seed": config["seed"],
+        "seed": config["seed"], "data": {"test": "fedcba9876543210"},
     }  # fmt: skip
     files = {
         ".hydra/config.yaml": yaml.safe_dump(config), ".hydra/hydra.yaml": yaml.safe_dump(choices),
@@ -194,8 +194,8 @@ def test_the_files_have_plain_numbers_for_every_run_and_row(tmp_path: Path) -> N
 def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     for seed in range(2):
         run = make_run(tmp_path / str(seed), f"seed={seed}", model="<b>net</b>")
-    figures.save(figures.confusion_matrix([[1, 0], [0, 1]], ["a", "b"]), run / "figures/confusion_matrix.png")
-    figures.save(figures.confusion_matrix([[1, 0], [0, 1]], ["a", "b"]), tmp_path / "figures/importance.png")
+    figures.save(figures.confusion_matrix("ab", "ab", ["a", "b"]), run / "figures/confusion_matrix.png")
+    figures.save(figures.confusion_matrix("ab", "ab", ["a", "b"]), tmp_path / "figures/importance.png")
     report([tmp_path])
     page = (tmp_path / "report/report.html").read_text()
     assert "<b>net" not in page
@@ -224,14 +224,17 @@ def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(
         make_run(tmp_path / f"a_{seed}", f"seed={seed}", "optimizer.lr=0.1", val=value, test=value - 0.1)
     make_run(tmp_path / "b&c", "seed=0", "optimizer.lr=0.5")
     make_run(tmp_path / "killed", "seed=3").joinpath("results.json").unlink()
+    answers = "label,prediction,confidence,brightness,p_10,p_2\n10,10,0.9,0.5,0.9,0.1\n2,10,0.6,0.5,0.6,0.4\n"
+    (tmp_path / "a_0/predictions.csv").write_text(answers)
     paper = tmp_path / "report/paper"
     files = report([tmp_path], paper=True)[2]
-    drawn = ["compare_digits", "curves_a_0", "curves_a_1", "curves_b&c", "curves_killed"]
+    curves = ["compare_digits", "curves_a_0", "curves_a_1", "curves_b&c", "curves_killed"]
+    drawn = [*curves, "confusion_a_0", "reliability_a_0"]
     texts = {"table.tex", "table.md", "reproducibility.md"}
     assert {path.name for path in paper.iterdir()} == texts | {f"{n}.{e}" for n in drawn for e in ("png", "pdf", "svg")}
     assert set(paper.iterdir()) <= set(files)
     assert (paper / "compare_digits.pdf").read_bytes()[:5] == b"%PDF-"
-    words = [(paper / f"{name}.svg").read_text() for name in drawn]
+    words = [(paper / f"{name}.svg").read_text() for name in curves]
     assert all("epoch</text>" in text and "lowest validation loss" not in text for text in words)
     table, sheet = (paper / "table.tex").read_text(), (paper / "reproducibility.md").read_text()
     assert r"82.00 $\pm$ 2.83 \%" in table
@@ -243,7 +246,7 @@ def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(
             "| max val/acc | 1,234,567 | 3 | 0.025 | 0, 1 |",
             "| cpu | None | 3 | 0.08 |",
         ),
-        *("- `optimizer.lr`: 0.1, 0.5", "- torch: 2.15", "- commit: abc"),
+        *("| digits | fedcba987654 |", "- `optimizer.lr`: 0.1, 0.5", "- torch: 2.15", "- commit: abc"),
     ):
         assert fact in sheet, fact
 

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_both_modes_have_the_same_labels_and_the_same_images_to_evaluate(root):
         assert torch.equal(labels, other_labels)
     images, labels = (torch.cat(parts) for parts in zip(*stream.test_dataloader(), strict=True))
     assert torch.equal(images, memory.examples("test", 6)[0])
+
+
+def test_the_checksum_of_streamed_images_is_that_of_their_labels_and_names_wherever_they_lie(root, tmp_path):
+    checksum, moved = ready(root).digest("test"), tmp_path / "moved/images"
+    shutil.copytree(root, moved)
+    assert ready(moved).digest("test") == checksum
+    next((moved / CLASSES[0]).iterdir()).rename(moved / CLASSES[0] / "other.png")
+    assert ready(moved).digests() != ready(root).digests()
 
 
 def test_random_boxes_are_cut_from_the_whole_image_and_resized(root):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from src.data.augment import PerImage, RandomResizedCrop
+from src.data.augment import PerImage
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess, measure_statistics, statistic
 from src.data.samplers import EvalSampler, Loader, TrainLoader, TrainSampler, outlive_sigterm
@@ -176,6 +176,18 @@ class ImageDataModule(LightningDataModule):
         images, labels, *_ = data.__getitems__(list(chosen))
         return images.cpu(), labels.cpu()
 
+    def digest(self, split: str) -> str:
+        """SHA-256 of the images and labels of a split as they are stored, in order."""
+        found, size = hashlib.sha256(), self.size(split)
+        for first in range(0, size, 1000):
+            for tensor in self.examples(split, range(first, min(first + 1000, size))):
+                found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """Those of the splits that are loaded."""
+        return {split: self.digest(split) for split in self._sets}
+
     def image_name(self, split: str, position: int) -> str:
         """The path, or the number, of what an image of a split was read from; "" where there is none."""
         return ""
@@ -230,18 +242,6 @@ class ImageDataModule(LightningDataModule):
             return None
         # not the count of epochs that Lightning gives to set_epoch: one too high after a resume under max_steps
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-    def steps_while_reading(self) -> list[Transform]:
-        """Take out the augmentations that are done with each image as it is read, where a data set reads its images.
-
-        They are those up to the last `PerImage`, and a RandomResizedCrop that comes first: it gets the whole image.
-        """
-        steps = self.before_normalize
-        self.crops_while_reading = bool(steps) and isinstance(steps[0], RandomResizedCrop)
-        per_image = [i for i, step in enumerate(steps, 1) if isinstance(step, PerImage)]
-        count = max([int(self.crops_while_reading), *per_image])
-        self.before_normalize = steps[count:]
-        return steps[:count]
 
     # From the loader to the model
 

@@ -1,5 +1,6 @@
 """Images that are read as they are needed: from files or a Dataset, of any number, at any size."""
 
+import hashlib
 import math
 import os
 import time
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from src.data.augment import RandomResizedCrop
+from src.data.augment import PerImage, RandomResizedCrop
 from src.data.decode import UNREADABLE, square
 from src.data.draw import Draw, Transform
 from src.data.memory import ImageSet, MemoryDataModule
@@ -129,7 +130,25 @@ class StreamingDataModule(MemoryDataModule):
 
     @cached_property
     def _steps(self) -> list[Transform]:
-        return self.steps_while_reading()
+        """Those taken out of the augmentation, to be done with each image as it is read.
+
+        They are those up to the last `PerImage`, and a RandomResizedCrop that comes first: it gets the whole image.
+        """
+        steps = self.before_normalize
+        self.crops_while_reading = bool(steps) and isinstance(steps[0], RandomResizedCrop)
+        per_image = [i for i, step in enumerate(steps, 1) if isinstance(step, PerImage)]
+        count = max([int(self.crops_while_reading), *per_image])
+        self.before_normalize = steps[count:]
+        return steps[:count]
+
+    def digest(self, split: str) -> str:
+        """As `ImageDataModule` has it; of names and labels alone where images are streamed, which are not all read."""
+        if not self.streams:
+            return super().digest(split)
+        found, root = hashlib.sha256(self._existing(split).labels.numpy()), f"{self.root.resolve()}/"
+        for position in range(self.size(split)):
+            found.update(os.fsencode(self.image_name(split, position).removeprefix(root)) + b"\n")
+        return found.hexdigest()
 
     def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
         if not self.streams:

@@ -1,6 +1,6 @@
 """Figures of what a network says of each class. Probabilities are float (N, K) with rows that sum to 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,18 @@ PERCENT = "{x:.0%}"
 
 
 @house_style()
-def confusion_matrix(counts: ArrayLike, classes: Sequence[str], title: str = "") -> Figure:
-    """Confusion matrix, true classes down and predicted classes across.
+def confusion_matrix(
+    labels: Iterable[str], predictions: Iterable[str], classes: Sequence[str], title: str = ""
+) -> Figure:
+    """Confusion matrix of N images by name of their class, true classes down and predicted classes across.
 
-    ``counts`` (K, K) holds numbers of images. The colour is the share of the true class, on a square-root
-    scale, so that one confusion in a hundred is still seen; up to 20 classes have their counts written in.
-    A class without images is hatched. Above 150 classes the axes carry numbers instead of names.
+    The colour is the share of the true class, on a square-root scale, so that one confusion in a hundred is still
+    seen; up to 20 classes have their numbers of images written in. A class without images is hatched. Above 150
+    classes the axes carry numbers instead of names.
     """
-    counts, k = np.asarray(counts), len(classes)
+    place, k = {name: i for i, name in enumerate(classes)}, len(classes)
+    counts = np.zeros((k, k), int)
+    np.add.at(counts, ([place[name] for name in labels], [place[name] for name in predictions]), 1)
     total = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(total, 1)
     side = 3.4 + 0.36 * k if k <= 20 else min(3.4 + 0.13 * k, 12)

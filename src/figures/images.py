@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style, short
@@ -14,18 +15,34 @@ Names = Sequence[str]
 
 
 def _grid(images: Images, captions: Names, frames: Names, most: int, width: float, height: float, title: str) -> Figure:
-    """Images, at most ``most`` in a row, each in a frame of its colour and ``width`` by ``height`` inches of room."""
+    """Images, at most ``most`` in a row, each in a frame of its colour and ``width`` by ``height`` inches of room.
+
+    All are drawn into one pair of axes, whose unit is an inch: a pair for each would take many times as long.
+    """
     columns = max(1, min(most, len(images)))
     rows = max(1, -(-len(images) // columns))
     lines = title.split("\n")
     room = max(columns * width, 4.2, 0.1 * max(map(len, lines)) + 0.2)  # inches, a letter of the title has 0.1
-    figure = Figure(room, rows * height + 0.15 + 0.2 * len(lines), title)
-    for number, image in enumerate(images):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, color=frames[number], linewidth=0.6 if frames[number] == GREY else 1.6)
-        axes.set_xlabel(captions[number], fontsize=7, color=BLACK, labelpad=3)
+    top = 0.15 + 0.2 * len(lines)
+    figure = Figure(room, top + rows * height)
+    figure.set_layout_engine("none")
+    figure.suptitle(title, y=1 - 0.07 / (top + rows * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(number, columns)
+        text = 0.13 * (caption.count("\n") + 1) if caption else 0
+        high, wide = image.shape[1:]
+        scale = min((width - 0.12) / wide, (height - text - 0.12) / high)  # inches a pixel
+        left, upper = (room - columns * width + (2 * column + 1) * width - wide * scale) / 2, top + row * height
+        right, lower = left + wide * scale, upper + high * scale
+        shown = np.broadcast_to(image, (3, high, wide)).transpose(1, 2, 0)
+        axes.imshow(shown, extent=(left, right, lower, upper))
+        thick = 0.6 if frames[number] == GREY else 1.6
+        box = Rectangle((left, upper), wide * scale, high * scale, fill=False, edgecolor=frames[number], linewidth=thick)
+        axes.add_patch(box)
+        axes.text((left + right) / 2, lower + 0.05, caption, fontsize=7, color=BLACK, ha="center", va="top")
+    axes.set(xlim=(0, room), ylim=(top + rows * height, 0))
+    axes.set_axis_off()
     if not len(images):
         figure.text(0.5, 0.4, "no such images", ha="center", color="#666666")
     return figure

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
-    """Of each image the label, the prediction and the brightness, as a table of predictions has them.
+    """Of each image the label, the prediction, its confidence and the brightness, as a table of predictions has them.
+
+    `attrs["classes"]` of the frame are the names of the classes in order.
 
     Raises:
         RunError: there is no such file, or one of another kind.
@@ -22,9 +24,15 @@ def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
     path, again = folder / name, f"python -m src.eval run={folder}"
     if not path.is_file():
         raise RunError(f"{folder} has no {name} yet: {again}")
-    kinds = {"label": str, "prediction": str, "brightness": float}  # a class may be called 1, or NA
+    kinds = {
+        "label": str,
+        "prediction": str,
+        "confidence": float,
+        "brightness": float,
+    }  # a class may be called 1, or NA
     try:
         frame = read_csv(path, usecols=list(kinds), dtype=kinds, na_filter=False)
+        frame.attrs["classes"] = [name[2:] for name in read_csv(path, nrows=0).columns if name.startswith("p_")]
     except ValueError as error:  # of which pandas' ParserError is one
         raise RunError(f"{path} is no table of predictions with {', '.join(kinds)}: {again}") from error
     if frame.empty:

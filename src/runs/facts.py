@@ -39,7 +39,11 @@ def reproducibility(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]
         "Hardware and time": [computing, "", tables.markdown(_hardware(done))],
         "Configurations": [tables.markdown(_configurations(rows, results)), *_commands(rows, results)],
         "What was varied": [_varied(rows)],
-        "Data and splits": [tables.markdown(_data(rows))],
+        "Data and splits": [
+            tables.markdown(_data(rows, results)),
+            "",
+            "Checksums are the first twelve digits of SHA-256.",
+        ],
         "Software": [_software(done)],
     }
     return "# Reproducibility sheet\n" + "".join(f"\n## {name}\n\n" + "\n".join(lines) for name, lines in parts.items())
@@ -87,15 +91,17 @@ def _varied(rows: Sequence[Row]) -> str:
     return "".join(lines) or "Nothing but the seed.\n"
 
 
-def _data(rows: Sequence[Row]) -> pd.DataFrame:
+def _data(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     lines = {}
     for row in rows:
         of_data = {name: row.settings.get(f"data.{name}", "") for name in SPLITTING["val"]}
         line = {"data": row.settings.get("data._target_", "").rpartition(".")[2], **of_data}
+        checksums = results[row.runs[0]].get("data") or {}
+        line |= {f"{split} images": str(checksum)[:12] for split, checksum in checksums.items()}
         lines[tuple(line.values())] = line
-    frame = pd.DataFrame(list(lines.values())).replace({"None": "", "null": ""})
+    frame = pd.DataFrame(list(lines.values())).fillna("").replace({"None": "", "null": ""})
     return frame.loc[:, (frame != "").any()]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 import torch
 from lightning import Callback
 
@@ -82,8 +81,7 @@ def draw(evaluation: Evaluation, classes: list[str]) -> Iterator[tuple[str, Any]
     title, per_class = evaluation.title, evaluation.tables["per_class"]
     frame = evaluation.tables["predictions"]
     right = frame["label"] == frame["prediction"]
-    counts = pd.crosstab(frame["label"], frame["prediction"]).reindex(index=classes, columns=classes, fill_value=0)
-    yield "confusion_matrix", figures.confusion_matrix(counts, classes, title)
+    yield "confusion_matrix", figures.confusion_matrix(frame["label"], frame["prediction"], classes, title)
     yield "reliability", figures.reliability(frame["confidence"], right, title=title)
     yield "slices", figures.slices(evaluation.tables["slices"].sort_index(), right.mean(), title)
     yield "per_class", figures.class_bars(dict(per_class[["recall", "precision", "f1"]]), classes, "", title)
