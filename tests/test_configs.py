@@ -49,18 +49,20 @@ def plain(*overrides: str, folder: Path) -> dict[str, Any]:
 # The groups that conf/train.yaml chooses from. An experiment brings its own data set.
 GROUPS = {entry.removeprefix("optional ") for d in defaults("train.yaml") if isinstance(d, dict) for entry in d}
 CHOICES = {g: names(g) for g in sorted(GROUPS - {"data", "experiment", "local", "paths"}) if names(g)}
+DATA = [name for name in names("data") if name != "base"]
 SHIPPED = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "local" or path.stem == "example")
 
 
-@pytest.mark.parametrize("data", [name for name in names("data") if name != "base"])
-def test_every_file_composes_with_every_data_set(data: str, tmp_path: Path) -> None:
-    for i in range(max(map(len, CHOICES.values()))):  # one choice of each group at a time
-        choice = {group: choices[i % len(choices)] for group, choices in CHOICES.items()}
-        cfg = plain(f"data={data}", *[f"{group}={name}" for group, name in choice.items()], folder=tmp_path)
+@pytest.mark.parametrize("shift", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(DATA)))])
+def test_every_file_composes_with_every_data_set(shift: int, tmp_path: Path) -> None:
+    every = {"data": DATA[shift:] + DATA[:shift], **CHOICES}
+    for i in range(max(map(len, every.values()))):  # one choice of each group at a time
+        choice = {group: choices[i % len(choices)] for group, choices in every.items()}
+        cfg = plain(*[f"{group}={name}" for group, name in choice.items()], folder=tmp_path)
         assert cfg["model"]["network"]["num_classes"] == cfg["data"]["num_classes"], choice
 
 
-@pytest.mark.parametrize("data", [name for name in names("data") if name != "base"])
+@pytest.mark.parametrize("data", DATA)
 def test_every_data_set_has_a_root_and_channels_that_the_network_takes(data: str, tmp_path: Path) -> None:
     cfg = plain(f"data={data}", "data.root=elsewhere", "data.channels=1", folder=tmp_path)
     assert (cfg["data"]["root"], cfg["model"]["network"]["channels"]) == ("elsewhere", 1)

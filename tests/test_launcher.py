@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from src.sweeps import Job, read_jobs
 from src.sweeps.launcher import outcome
 from tests.conftest import ROOT, hear_interrupts
+from tests.warm import Command
 
 CONFIG = """
 defaults:
@@ -134,18 +136,27 @@ class Standin:
         (self.folder / "next").write_text(str(epochs))
         (self.folder / "next").rename(self.folder / "gate")
 
-    def start(self, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(env or {})}
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
         options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear_interrupts}
         command = [sys.executable, "-m", "standin", *overrides]
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **options)
+        return subprocess.Popen(command, cwd=self.folder, env=self._environment(), text=True, **options)
 
-    def sweep(self, *overrides: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-        """Exit code and output of `standin -m OVERRIDES`."""
-        process = self.start(*overrides if overrides[0].startswith("resume_sweep") else ("-m", *overrides), env=env)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
+    def sweep(self, *overrides: str, env: dict[str, str] | None = None, cold: bool = False) -> tuple[int, str]:
+        """Exit code and output of `standin -m OVERRIDES`; `cold` loads all anew."""
+        words = overrides if overrides[0].startswith("resume_sweep") else ("-m", *overrides)
+        if cold:
+            process = self.start(*words)
+            output, _ = process.communicate(timeout=120)
+            return process.returncode, output
+        with TemporaryFile("w+") as out:
+            options: Any = {"cwd": self.folder, "env": self._environment(env), "stdout": out}
+            code = Command("-m", "standin", *words, stderr=subprocess.STDOUT, **options).wait(120)
+            out.seek(0)
+            return code, out.read()
+
+    def _environment(self, more: dict[str, str] | None = None) -> dict[str, str]:
+        path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(more or {})}
 
     @property
     def folders(self) -> list[Path]:

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORMS = ["text/plain", "text/html", "image/png"]
-QUICK, LONG = NOTEBOOKS[:2], [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[2:]]
+QUICK, LONG = NOTEBOOKS[:1], [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]]
 
 
 def test_there_are_four() -> None:

@@ -79,7 +79,8 @@ def test_a_search_prunes_finds_the_top_and_draws_it_without_torch(standin: Stand
     with (standin.folder / "standin.py").open("a") as program:
         program.write("print('torch' in sys.modules, 'optuna' in sys.modules)")
     search = ["hydra/sweeper/sampler=random", LR, "width=range(1,4)", "hydra.sweeper.n_trials=16"]
-    code, output = standin.sweep(*search, "hydra/sweeper/pruner=median", "kind=watched", "epochs=4", "seconds=0")
+    watched = ["hydra/sweeper/pruner=median", "kind=watched", "epochs=4", "seconds=0"]
+    code, output = standin.sweep(*search, *watched, cold=True)
     assert code == 0, output
     found = count(standin.jobs())
     assert found["pruned"] >= 3

@@ -5,6 +5,7 @@
 The process that is forked is this file, run by itself. A command lives in a session of its own, as one of a shell does.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -19,9 +20,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = (
-    *("lightning.pytorch.loggers", "matplotlib.pyplot", "onnx", "pandas", "PIL.Image", "rich.table", "scipy.stats"),
-    *("sklearn.datasets", "torch.utils.tensorboard", "torchvision.transforms.v2"),
-    *(f"src.{room}" for room in ("callbacks.checkpoint", "data.digits", "figures", "modules.gan", "runs.table")),
+    *("hydra.main", "lightning.pytorch.loggers", "matplotlib.pyplot", "onnx", "optuna.visualization.matplotlib"),
+    *(
+        "pandas",
+        "PIL.Image",
+        "rich.table",
+        "scipy.stats",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+        "torchvision.transforms.v2",
+    ),
+    *(
+        f"src.{room}"
+        for room in ("callbacks.checkpoint", "data.digits", "figures", "modules.gan", "runs.table", "sweeps.sweep")
+    ),
 )
 
 
@@ -123,6 +135,8 @@ def _main() -> None:
     requests = socket.socket(fileno=0)
     for name in LOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork that collects garbage would write to, and so copy, every page
     request = _serve(requests)
     requests.detach()
     if request is None:
@@ -130,6 +144,7 @@ def _main() -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.path[0] = request["cwd"]
     sys.argv = request["arguments"]
     sys.orig_argv[1:] = ["-m", *sys.argv]
     signal.signal(signal.SIGINT, signal.default_int_handler)
