@@ -19,22 +19,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LOADED = (
+LOADED = [
     *("hydra.main", "lightning.pytorch.loggers", "matplotlib.pyplot", "onnx", "optuna.visualization.matplotlib"),
-    *(
-        "pandas",
-        "PIL.Image",
-        "rich.table",
-        "scipy.stats",
-        "sklearn.datasets",
-        "torch.utils.tensorboard",
-        "torchvision.transforms.v2",
-    ),
-    *(
-        f"src.{room}"
-        for room in ("callbacks.checkpoint", "data.digits", "figures", "modules.gan", "runs.table", "sweeps.sweep")
-    ),
-)
+    *("pandas", "PIL.Image", "rich.table", "scipy.stats", "sklearn.datasets", "torch.utils.tensorboard"),
+    *("torchvision.transforms.v2", "src.callbacks.checkpoint", "src.data.digits", "src.figures", "src.modules.gan"),
+    *("src.runs.table", "src.sweeps.sweep"),
+]
 
 
 class Command:

@@ -37,9 +37,8 @@ def _grid(images: Images, captions: Names, frames: Names, most: int, width: floa
         right, lower = left + wide * scale, upper + high * scale
         shown = np.broadcast_to(image, (3, high, wide)).transpose(1, 2, 0)
         axes.imshow(shown, extent=(left, right, lower, upper))
-        thick = 0.6 if frames[number] == GREY else 1.6
-        box = Rectangle((left, upper), wide * scale, high * scale, fill=False, edgecolor=frames[number], linewidth=thick)
-        axes.add_patch(box)
+        frame: Any = {"edgecolor": frames[number], "linewidth": 0.6 if frames[number] == GREY else 1.6}
+        axes.add_patch(Rectangle((left, upper), wide * scale, high * scale, fill=False, **frame))
         axes.text((left + right) / 2, lower + 0.05, caption, fontsize=7, color=BLACK, ha="center", va="top")
     axes.set(xlim=(0, room), ylim=(top + rows * height, 0))
     axes.set_axis_off()
