@@ -16,9 +16,9 @@ test: $(VENV)/ready
 test-all: $(VENV)/ready test-hydra14
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# All that touches Hydra, on the release candidate of its next version.
+# All that touches Hydra, on the release candidate of its next version, whose warnings the one after makes errors.
 test-hydra14: $(VENV)/hydra14
-	PYTHONPATH=$(CURDIR)/$(VENV)/hydra14 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_configs.py tests/test_mistakes.py \
+	HYDRA_DEPRECATION_WARNINGS_AS_ERRORS=1 PYTHONPATH=$(CURDIR)/$(VENV)/hydra14 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_configs.py tests/test_mistakes.py \
 		tests/test_launcher.py tests/test_sweeps_search.py tests/test_resume.py tests/test_readme.py $(ARGS)
 
 check: $(VENV)/ready

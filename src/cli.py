@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.help import show
-from src.runs.build import register_resolvers
+from src.runs.build import VERSION_BASE, compose, register_resolvers, unchecked
 from src.runs.folder import CONF, RunError
 
 USER_ERRORS = (
@@ -71,7 +71,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        options = {"config_path": str(CONF), "config_name": config_name}
+        hydra.main(**options, **VERSION_BASE, **unchecked("execution_whitelist"))(job)()
 
 
 def worked() -> tuple[float, float, float]:
@@ -167,8 +168,7 @@ def log_dir(given: Given) -> str:
     from src.sweeps.folder import quote
 
     words = [f"{key}={quote(value)}" for key, value in given.items() if key.startswith("paths.") or key == "local"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("predict", words).paths.log_dir
+    return compose("predict", words).paths.log_dir
 
 
 def quieten() -> None:
@@ -274,8 +274,7 @@ def _keys(config_name: str) -> list[str]:
     words = (word for word in sys.argv[1:] if re.fullmatch(r"[^=,]+=[^,]+", word))  # no sweep's
     choices = [word for word in words if (CONF / word.partition("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name, choices))
+    config = OmegaConf.to_container(compose(config_name, choices))
 
     def inside(node: Any, prefix: str) -> list[str]:
         children = node.items() if isinstance(node, dict) else ()

@@ -24,7 +24,7 @@ import pandas as pd
 
 from src import cli
 from src.runs import table as tables
-from src.runs.build import build, mode_of, register_resolvers
+from src.runs.build import build, compose, mode_of
 from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import REPEATS, Row, repeated
@@ -230,7 +230,6 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         A row a network, see `src.networks.cost.Cost`, and why the others could not be built.
     """
     import torch
-    from hydra import compose, initialize_config_dir
 
     from src.networks.cost import describe
 
@@ -239,16 +238,14 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
     given = dict(word.split("=", 1) for word in [*SIZE, *overrides])
     every = ",".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
     costs, failed = {}, {}
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name in given.pop("model", every).split(","):
-            cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
-            check_values(cfg, "train")
-            try:
-                with torch.device("meta"):  # shapes without memory or work
-                    costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)
-            except cli.USER_ERRORS as error:
-                failed[name] = str(cli.user_error(error)).splitlines()[0]
+    for name in given.pop("model", every).split(","):
+        cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
+        check_values(cfg, "train")
+        try:
+            with torch.device("meta"):  # shapes without memory or work
+                costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)
+        except cli.USER_ERRORS as error:
+            failed[name] = str(cli.user_error(error)).splitlines()[0]
     return pd.DataFrame(list(costs.values()), index=pd.Index(costs, name="network")), failed
 
 

@@ -22,11 +22,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.build import register_resolvers
-from src.runs.folder import CONF
+from src.runs.build import compose
 from tests.warm import ROOT, Command
 
 # A developer's own places stay out of the tests.
@@ -49,11 +47,9 @@ SILENT = ["callbacks.model_summary=null", "callbacks.tensorboard_pictures=null"]
 
 def composed(*overrides: str, name: str = "train", folder: Path | None = None) -> DictConfig:
     """Composes `conf/<name>.yaml`; with `folder` the run folder is folder/run, and logs are in folder/logs."""
-    register_resolvers()
     inside = [f"paths.output_dir={folder}/run", f"paths.log_dir={folder}/logs"] if folder else []
     inside += ["local=[]"] if not any(override.startswith("local=") for override in overrides) else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, [*inside, *overrides])
+    return compose(name, [*inside, *overrides])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from src import cli
 from src.report import report
-from src.runs.build import register_resolvers
-from src.runs.folder import CONF, RunError
+from src.runs.build import compose
+from src.runs.folder import RunError
 from src.runs.record import read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
@@ -116,10 +115,8 @@ def test_a_drawn_seed_is_recorded_and_repeats_the_run(config: Compose) -> None:
 
 
 def test_a_config_composed_with_hydras_own_part_trains_and_saves_without_it(tmp_path: Path) -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [*QUICK, *SILENT, f"paths.output_dir={tmp_path}", "trainer.max_epochs=1"]
-        cfg = compose("train", overrides, return_hydra_config=True)
+    overrides = [*QUICK, *SILENT, f"paths.output_dir={tmp_path}", "trainer.max_epochs=1"]
+    cfg = compose("train", overrides, return_hydra_config=True)
     train(cfg)
     assert "hydra" not in torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["config"]
     assert "hydra" in cfg, "the caller's stays as it was"

@@ -1,10 +1,13 @@
 """`--help` says what a command takes, and nothing else."""
 
+import subprocess
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
 from src.help import CONF, choices, groups, head, options, show
-from tests.conftest import composed, run_command
+from tests.conftest import ROOT, composed, run_command
 
 COMMANDS = ("train", "eval", "predict", "sample", "shards", "export")
 
@@ -52,3 +55,19 @@ def test_the_command_loads_nothing_heavy_and_names_the_groups_where_there_is_no_
     code = "import sys; sys.argv = ['train', '--help', 'model']; from src import cli; cli.run(None, 'train'); "
     done = run_command("-c", code + "print({'torch', 'lightning', 'pandas'} & set(sys.modules))", cold=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("src.train mod", {"model=", "model.", "module="}),
+        ("src.train model=resnet1", {"resnet18"}),
+        ("src.train model=vgg11 optimizer.l", {"optimizer.lr="}),
+        ("src.eval t", {"tta=", "trainer=", "trainer.", "trusted."}),
+        ("src.report lo", set()),
+    ],
+)
+def test_tab_completes_groups_choices_and_options(line: str, expected: set[str]) -> None:
+    code = "source src/completion.bash; COMP_LINE=$1; _complete_entry_point; printf '%s\\n' \"${COMPREPLY[@]}\""
+    words = ["bash", "-c", code, "bash", f"{sys.executable} -m {line}"]
+    assert set(subprocess.check_output(words, cwd=ROOT, text=True).split()) == expected

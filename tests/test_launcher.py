@@ -114,7 +114,9 @@ if again:
     os.execv(command[0], command)
 elif {"-m", "--multirun"} & set(sys.argv):
     import hydra
-    hydra.main(version_base="1.3", config_path="conf", config_name="standin")(lambda cfg: None)()
+    from src.runs.build import VERSION_BASE, unchecked
+    options = {"config_path": "conf", "config_name": "standin", **VERSION_BASE, **unchecked("execution_whitelist")}
+    hydra.main(**options)(lambda cfg: None)()
 else:
     main()
 """

@@ -10,11 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from src.runs.build import mode_of, register_resolvers
+from src.runs.build import compose, mode_of
 from src.runs.folder import (
-    CONF,
     RunError,
     draw_seed,
     events_folder,
@@ -63,9 +61,7 @@ def test_processes_started_together_share_a_folder_where_the_config_has_runs(
 ) -> None:
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["task_name=mine", "model=vgg11", "paths.root_dir=/elsewhere"], return_hydra_config=True)
+    cfg = compose("train", ["task_name=mine", "model=vgg11", "paths.root_dir=/elsewhere"], return_hydra_config=True)
     folder = Path(cfg.hydra.run.dir)
     assert folder.match(name)
     assert folder.parent == Path("/elsewhere/logs/mine/runs")
@@ -73,9 +69,7 @@ def test_processes_started_together_share_a_folder_where_the_config_has_runs(
 
 
 def test_a_run_without_a_config_of_its_model_has_the_rest_of_its_name() -> None:
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["~model", "+model._target_=mylab.Net"], return_hydra_config=True)
+    cfg = compose("train", ["~model", "+model._target_=mylab.Net"], return_hydra_config=True)
     assert Path(cfg.hydra.run.dir).match("20*[0-9]_digits")
     assert Path(new_run("runs", "mylab/net", None)).match("runs/20*_mylab-net")
 

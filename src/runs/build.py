@@ -1,10 +1,15 @@
 """From a config to its objects, and the resolvers that the configs use."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.folder import new_run
+from src.runs.folder import CONF, new_run
+
+# Hydra 1.4 deprecates what 1.3 needs, and asks for what 1.3 does not know.
+NEXT = hasattr(OmegaConf, "register_resolver")
+VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 
 LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
 # What of a data section decides which images are held out, by split.
@@ -28,16 +33,33 @@ def run_name(seed: int) -> str:
 
 def register_resolvers() -> None:
     """Makes the resolvers of `conf` known: `${mode_of:METRIC}`, `${new_run:PARENT}` and `${run_name:SEED}`."""
-    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("new_run", new_run, replace=True, use_cache=True)
+    register: Any = getattr(OmegaConf, "register_resolver" if NEXT else "register_new_resolver")
+    register("mode_of", mode_of, replace=True)
+    register("run_name", run_name, replace=True)
+    register("new_run", new_run, replace=True, use_cache=True)
+
+
+def compose(name: str, overrides: Sequence[str] = (), **options: Any) -> DictConfig:
+    """`conf/<name>.yaml` with some overrides; `options` are those of Hydra's own `compose`."""
+    import hydra
+
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
+        return hydra.compose(name, list(overrides), **options)
 
 
 def build(node: Any, **objects: Any) -> Any:
     """The object that a config node describes; the one call of Hydra's `instantiate`."""
-    from hydra.utils import instantiate
+    import hydra.utils
 
-    return instantiate(node, _convert_="all", **objects)
+    return hydra.utils.instantiate(node, _convert_="all", **objects, **unchecked("_execution_whitelist_"))
+
+
+def unchecked(option: str) -> dict[str, Any]:
+    """Hydra 1.4 asks what a config may call: all that the user's own says; a saved one has passed `check_config`."""
+    import hydra.utils
+
+    return {option: hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS} if NEXT else {}  # type: ignore[attr-defined]
 
 
 def build_each(nodes: Any) -> list[Any]:

@@ -9,13 +9,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
@@ -26,12 +24,11 @@ from torchvision import datasets
 
 from src.callbacks.dynamics import Dynamics
 from src.callbacks.processor import fastest_precision
-from src.runs.build import build, build_model, register_resolvers
+from src.runs.build import build, build_model, compose
 from src.train import train
 from tests.benchmarks.input_pipeline import NORMALIZE, per_image
 from tests.benchmarks.table import Row, Setting, alternate, wait
 
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
 PLAIN = ["trainer.precision=32-true", "model.channels_last=false"]  # torch's own defaults
 FULL_EPOCH = 390  # steps of CIFAR-10's 50,000 images at batch 128
 
@@ -60,16 +57,14 @@ class Probe(Callback):
 
 def config(setting: Setting, *overrides: str) -> DictConfig:
     """A training, of CIFAR-10 unless it says otherwise, with all default callbacks and loggers, in a folder for it."""
-    register_resolvers()
     folder = tempfile.mkdtemp(prefix="bench")
     store = ["data.store=device"] if setting.gpu else []
     if not any(override.startswith("data=") for override in overrides):
         overrides = ("data=cifar10", f"data.root={setting.root}", *overrides)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", [
-            "data.val_size=0", "scheduler=none", "test=false", *setting.trainer, *store,
-            f"paths.output_dir={folder}", "+callbacks.probe._target_=tests.benchmarks.training.Probe", *overrides,
-        ])  # fmt: skip
+    cfg = compose("train", [
+        "data.val_size=0", "scheduler=none", "test=false", *setting.trainer, *store,
+        f"paths.output_dir={folder}", "+callbacks.probe._target_=tests.benchmarks.training.Probe", *overrides,
+    ])  # fmt: skip
     if cfg.trainer.precision == "fastest":  # the loop that it is compared with takes the same
         cfg.trainer.precision = fastest_precision()
     return cfg
