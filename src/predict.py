@@ -58,7 +58,8 @@ def find_images(given: str) -> list[Path]:
         inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
         found = [file for file in inside if file.suffix.lower() in Image.registered_extensions()]
         if len(found) < len(inside):
-            print(f"{len(inside) - len(found)} files in {path} are left out: their names are not those of images")
+            some = f"{len(inside) - len(found)} of {len(inside)} files in {path}"
+            print(f"left out, as their names are not those of images: {some}")
     else:
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not found:

@@ -3,11 +3,13 @@
     python -m src.report logs/train/runs/RUN logs/train/multiruns/SWEEP
     python -m src.report compare RUN_A RUN_B
     python -m src.report networks data.image_size=224
+    python -m src.report results logs/train/runs
 
 The first reads what the runs left in their folders (no torch) and writes report.html, report.md, summary.csv,
 summary.json and runs.csv. Runs that differ by seed or fold alone are one row: mean ± deviation. With --paper also
 paper/: figures without titles as PDF, SVG and PNG, the table as LaTeX, and a reproducibility sheet. The second compares
 the rows image by image, in pairs, where `src.eval` has tested their runs, and writes comparison.csv and comparison.md.
+The last takes runs of recipes into conf/experiment/results.csv, and from there into the README and the recipes.
 """
 
 import os
@@ -29,7 +31,7 @@ from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read
 from src.runs.record import read_metrics, read_numbers, read_results
 from src.runs.table import REPEATS, Row, repeated
 from src.runs.values import check_values
-from src.studies import comparison
+from src.studies import comparison, evidence
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -265,6 +267,9 @@ def main() -> None:
             title = f"one image at {at}, without auxiliary heads; memory in bytes"
             console.print(tables.rich_table(costs.map("{:,}".format).reset_index(), title))
             return print(*(f"left out: {name}: {reason}" for name, reason in failed.items()), sep="\n")
+        if args.paths[0] == "results":
+            runs = read_runs(args.paths[1:])[0] if args.paths[1:] else {}
+            return print(*evidence.write(evidence.rows_of(compare(runs), runs)), sep="\n")
         if args.paths[0] == "compare":
             found, runs, files = paired(args.paths[1:], args.out)
             console.print(tables.rich_table(comparison.overall(found), caption=comparison.CAPTION))

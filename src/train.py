@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import cli
 from src.data.official import look_for
 from src.runs import record as records
+from src.runs import told
 from src.runs.build import build, build_each, build_model, register_resolvers
 from src.runs.folder import CURVES, LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
@@ -104,10 +105,10 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if drawn and trainer.is_global_zero:
         log.info("seed=%d was drawn", cfg.seed)
     if trainer.is_global_zero:
-        for line in records.chosen():
+        for line in told.chosen():
             log.info(line)
         if OmegaConf.select(cfg, "extras.print_config"):
-            records.print_config(config)
+            told.print_config(config)
 
     if cfg.resume is not None and trainer.is_global_zero:
         record.started = partial(records.keep_overrides, cfg, output)
@@ -135,7 +136,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         records.write_results(output, results, record.seconds, status="done", metrics=metrics, **data)
         records.log_hyperparameters(cfg, output, logger, metrics)
         draw_curves(output)
-        records.print_results(results, output)
+        told.print_results(results, output)
     return metrics, objects
 
 

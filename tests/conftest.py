@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import shutil
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from src.figures import Figure
 from src.runs.build import compose
 from tests.warm import ROOT, Command
 
@@ -36,6 +38,10 @@ DATASETS = ROOT.parent / "shared" / "datasets"
 needs_cifar10 = pytest.mark.skipif(
     not (DATASETS / "cifar-10-batches-py").is_dir(), reason="CIFAR-10 is not there: ../shared/datasets"
 )
+
+BLANK = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
+)  # a PNG file of one pixel
 
 # A network and an amount of data that train in a second.
 QUICK = [
@@ -65,6 +71,16 @@ def logging_as_before() -> Iterator[None]:
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture(autouse=True)
+def figures_are_blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not rendered, which takes most of their time, unless the test has the mark `renders`.
+
+    A command that runs in a process of its own renders them.
+    """
+    if "renders" not in request.keywords:
+        monkeypatch.setattr(Figure, "png", BLANK)
 
 
 @pytest.fixture

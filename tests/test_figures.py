@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from src import figures
 from src.figures.style import short
 
+pytestmark = pytest.mark.renders
 RNG = np.random.default_rng(0)
 TEN = [f"class {i}" for i in range(10)]
 HUNDRED = [f"a class with quite a long name, number {i}" if i % 5 == 0 else f"name {i}" for i in range(100)]

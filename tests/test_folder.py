@@ -103,7 +103,7 @@ def test_images_in_subfolders_are_read_hidden_files_skipped_and_others_left_out_
         paint(root / "red" / "more" / f"deep.{suffix}", COLOURS["red"])
     for name in (".hidden", ".hidden.png", "notes.txt"):
         (root / "red" / name).write_text("")
-    with pytest.warns(UserWarning, match=r"ignored 1 files .* no images, e\.g\. .*notes\.txt"):
+    with pytest.warns(UserWarning, match=r"ignored files .* no images: 1, e\.g\. .*notes\.txt"):
         data = ready(root, val_size=0)
     train, test = counts(data, ("train", "test"))
     assert [a + b for a, b in zip(train, test, strict=True)] == [10, 10, 14]

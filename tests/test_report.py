@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from src import figures
-from src.report import networks, overview, read_run, report
+from src.report import compare, networks, overview, read_run, read_runs, report
 from src.runs.table import Row
 from tests.conftest import run_command
 
@@ -50,7 +50,7 @@ def make_run(
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return report([folder])[0]
+    return compare(read_runs([folder])[0])
 
 
 def test_runs_that_differ_by_seed_alone_are_one_row(tmp_path: Path) -> None:

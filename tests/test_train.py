@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.callbacks.throughput import Throughput
 from src.eval import evaluate
 from src.runs.build import build_model
 from src.runs.folder import CONF, events_folder
@@ -47,6 +48,18 @@ def test_the_run_folder_is_complete(trained) -> None:
     assert frame["train/images_per_s"].min() > 0
     assert frame["lr-SGD"].notna().all()
     assert not list(folder.glob("**/*.partial"))
+
+
+def test_the_utilisation_is_the_share_of_a_matrix_product_s_speed_that_the_multiply_adds_need(trained) -> None:
+    _, objects, folder = trained
+    throughput = next(callback for callback in objects["callbacks"] if isinstance(callback, Throughput))
+    multiply_adds = (
+        4 * (27 * 30**2 + 36 * (28**2 + 12**2 + 10**2)) + 10 * 4 * 25
+    )  # of TinyVGG, whose convolutions do not pad
+    assert throughput.flops == 3 * 2 * multiply_adds
+    results = json.loads((folder / "results.json").read_text())
+    share = throughput.flops * results["images_per_s"] / (results["matmul_gflops"] * 1e9)
+    assert results["utilisation"] == pytest.approx(share, rel=0.01, abs=1e-4)
 
 
 def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trained) -> None:

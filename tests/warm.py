@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = [
-    *("hydra.main", "lightning.pytorch.loggers", "matplotlib.pyplot", "onnx", "optuna.visualization.matplotlib"),
+    *("hydra.main", "lightning.pytorch.loggers", "matplotlib.pyplot", "optuna.visualization.matplotlib"),
     *("pandas", "PIL.Image", "rich.table", "scipy.stats", "sklearn.datasets", "torch.utils.tensorboard"),
     *("torchvision.transforms.v2", "src.callbacks.checkpoint", "src.data.digits", "src.figures", "src.modules.gan"),
     *("src.runs.table", "src.sweeps.sweep"),

@@ -1,21 +1,34 @@
-"""How many images a second the training takes in."""
+"""How many images a second the training takes in, and how much of the machine that needs."""
 
 import time
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.flop_counter import FlopCounterMode
+
+from src.modules.looking import looking_at
+
+SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices by which a machine is measured
 
 
 class Throughput(Callback):
     """Logs `train/images_per_s`: images of all processes by the time spent in training steps of the epoch.
 
-    `images` and `train_seconds` count on where a resumed run went on.
+    Attributes:
+        images, train_seconds: of all epochs; they count on where a resumed run went on.
+        flops: of a training step, an image, at the end of the training: three times those of the network's forward
+            pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). 0 where a module
+            has no forward pass.
+        peak: FLOP/s of a matrix product in the precision of the training, on one device.
     """
 
     def __init__(self) -> None:
-        self.train_seconds = 0.0  # of all epochs so far
-        self.images = 0
+        self.train_seconds = 0.0
+        self.images = self.flops = 0
+        self.peak = 0.0
         self._start = 0.0  # of the epoch, later by what its validations took
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,8 +52,30 @@ class Throughput(Callback):
         self.train_seconds += seconds
         pl_module.log("train/images_per_s", images / seconds)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        example = pl_module.example_input_array
+        if is_overridden("forward", pl_module) and isinstance(example, torch.Tensor):
+            with looking_at(pl_module), FlopCounterMode(display=False) as counter:
+                pl_module(example[:1].to(pl_module.device))
+            self.flops = 3 * counter.get_total_flops()
+            self.peak = matmul_speed(pl_module.device, str(trainer.precision))
+
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images, "train_seconds": self.train_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images, self.train_seconds = state_dict["images"], state_dict["train_seconds"]
+
+
+def matmul_speed(device: torch.device, precision: str) -> float:
+    """FLOP/s of a product of two square matrices, as `trainer.precision` computes it; the best of five."""
+    side = SIDES.get(device.type, 1024)
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.half if precision.startswith("16") else None
+    matrix = torch.ones(side, side, device=device, dtype=dtype or torch.float32)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        product = matrix @ matrix
+        product[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:])

@@ -77,8 +77,8 @@ def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> 
     """
     header, names = _read(root, kept) or _find(root, kept, places)
     if header["ignored"]:
-        some = f"{header['ignored']} files under {root} that are no images, e.g. {header['example']}"
-        warnings.warn(f"ignored {some}", stacklevel=2)
+        some = f"{header['ignored']}, e.g. {header['example']}"
+        warnings.warn(f"ignored files under {root} that are no images: {some}", stacklevel=2)
     splits, first = {}, 0
     for split, folders in header["splits"].items():
         last = first + sum(count for _, _, count in folders)

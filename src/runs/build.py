@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.runs.folder import CONF, new_run
 
 # Hydra 1.4 deprecates what 1.3 needs, and asks for what 1.3 does not know.
-NEXT = hasattr(OmegaConf, "register_resolver")
+NEXT = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 
 LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
@@ -41,8 +42,6 @@ def register_resolvers() -> None:
 
 def compose(name: str, overrides: Sequence[str] = (), **options: Any) -> DictConfig:
     """`conf/<name>.yaml` with some overrides; `options` are those of Hydra's own `compose`."""
-    import hydra
-
     register_resolvers()
     with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
         return hydra.compose(name, list(overrides), **options)

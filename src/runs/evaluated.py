@@ -40,13 +40,15 @@ def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
     return frame
 
 
-def read_evaluation(folder: Path, checkpoint: str) -> dict[str, float]:
-    """The metrics of the run's own test images; empty where there are none, or of another checkpoint.
+def read_evaluation(folder: Path, checkpoint: str, name: str = EVALUATION) -> dict[str, float]:
+    """The metrics of an evaluation, by default that of the run's own test images; empty where there is none.
+
+    Or one of another checkpoint.
 
     Raises:
         RunError: the file is malformed.
     """
-    path = folder / EVALUATION
+    path = folder / name
     try:
         record = json.loads(path.read_text()) if path.is_file() else {"checkpoint": None}
         metrics: Any = record["metrics"] if record["checkpoint"] == checkpoint else {}

@@ -138,7 +138,8 @@ def model_card(run: Run, network: nn.Module, file: Path, takes: str, gives: str)
     if results:
         facts |= {
             "seed": results.get("seed"),
-            "training": f"{results.get('epochs')} epochs, {_hours(results):.2f} hours on {results.get('device')}",
+            "epochs": results.get("epochs"),
+            "training": f"{_hours(results):.2f} hours on {results.get('device')}",
             "precision": results.get("precision"),
             "command": f"`{results.get('command')}`",
             "commit": results.get("git_commit"),

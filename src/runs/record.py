@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
 
-GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger")
 VERSIONS = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "tensorboard")
 
 
@@ -126,27 +126,6 @@ def keep_overrides(cfg: DictConfig, folder: Path) -> None:
     write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
-def chosen() -> list[str]:
-    """What the command that runs has chosen and given, a line or two; nothing where no command runs."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return []
-    hydra = HydraConfig.get()
-    groups = [f"{name}={hydra.runtime.choices[name]}" for name in GROUPS if hydra.runtime.choices.get(name)]
-    given = [word for word in hydra.overrides.task if word not in groups]
-    return [" ".join(words) for words in (groups, ["given:", *given] if given else []) if words]
-
-
-def print_config(config: dict[str, Any]) -> None:
-    """Shows a config as coloured YAML."""
-    import yaml
-    from rich import print as rich_print
-    from rich.syntax import Syntax
-
-    rich_print(Syntax(yaml.safe_dump(config, sort_keys=False), "yaml", background_color="default"))
-
-
 def take_over(trainer: Any, checkpoint: dict[str, Any], loggers: list[Any], folder: Path) -> None:
     """Gives this process what the processes of `trainer.strategy=ddp_spawn`, which have ended, knew of the training.
 
@@ -179,6 +158,8 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "seconds": None,
         "train_seconds": round(throughput.train_seconds, 3) if throughput else None,
         "images_per_s": round(throughput.images / throughput.train_seconds, 1) if throughput else None,
+        "matmul_gflops": round(throughput.peak / 1e9, 1) if throughput else None,
+        "utilisation": _utilisation(throughput, trainer.world_size) if throughput and throughput.peak else None,
         "parameters": sum(p.numel() for p in objects["model"].parameters()),
         "seed": cfg.seed,
         "tags": list(cfg.tags or []),
@@ -208,31 +189,6 @@ def log_hyperparameters(cfg: DictConfig, folder: Path, loggers: list[Any], metri
             logger.save()
 
 
-def print_results(results: dict[str, Any], folder: Path) -> None:
-    """One table of the final metrics, then where the run is and how to watch it."""
-    from rich import print as rich_print
-    from rich.table import Table
-    from rich.text import Text
-
-    from src.runs.table import shown
-
-    metrics = results["metrics"]
-    stages = [stage for stage in ("train", "val", "test") if any(name.startswith(f"{stage}/") for name in metrics)]
-    table = Table("", *stages)
-    for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
-        values = (metrics.get(f"{stage}/{name}") for stage in stages)
-        table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
-    epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
-    print(f"{results['parameters']:,} parameters, {epochs} in {results['seconds']:.0f} s")
-    rich_print(table)
-    if best := results["best"]:
-        print(f"best {best['metric']} {shown(best['metric'], best['value'])} in epoch {best['epoch']} ({best['path']})")
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f"run folder: {here}")
-    if (folder / "tensorboard").is_dir():
-        print(f"tensorboard --logdir {here}")
-
-
 def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
     import torch
 
@@ -253,6 +209,12 @@ def _overrides(folder: Path) -> list[str]:
     return list(read_yaml(folder / OVERRIDES) or [])
 
 
+def _utilisation(throughput: Any, world_size: int) -> float:
+    """Model FLOPs utilisation: the share of what matrix products alone would reach."""
+    speed = throughput.flops * throughput.images / throughput.train_seconds
+    return round(speed / (world_size * throughput.peak), 4)
+
+
 def _device(trainer: Any) -> str:
     import torch
 
@@ -260,7 +222,9 @@ def _device(trainer: Any) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{platform.processor() or platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+        info = Path("/proc/cpuinfo")
+        found = re.search(r"model name\s*: (.+)", info.read_text()) if info.is_file() else None
+        name = f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} threads"
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
 
 

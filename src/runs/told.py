@@ -1,0 +1,54 @@
+"""What the terminal is told of a training: what was chosen before it, what came of it after it."""
+
+from pathlib import Path
+from typing import Any
+
+GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger")
+
+
+def chosen() -> list[str]:
+    """What the command that runs has chosen and given, a line or two; nothing where no command runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    hydra = HydraConfig.get()
+    groups = [f"{name}={hydra.runtime.choices[name]}" for name in GROUPS if hydra.runtime.choices.get(name)]
+    given = [word for word in hydra.overrides.task if word not in groups]
+    return [" ".join(words) for words in (groups, ["given:", *given] if given else []) if words]
+
+
+def print_config(config: dict[str, Any]) -> None:
+    """Shows a config as coloured YAML."""
+    import yaml
+    from rich import print as rich_print
+    from rich.syntax import Syntax
+
+    rich_print(Syntax(yaml.safe_dump(config, sort_keys=False), "yaml", background_color="default"))
+
+
+def print_results(results: dict[str, Any], folder: Path) -> None:
+    """One table of the final metrics, then where the run is and how to watch it."""
+    from rich import print as rich_print
+    from rich.table import Table
+    from rich.text import Text
+
+    from src.runs.table import shown
+
+    metrics = results["metrics"]
+    stages = [stage for stage in ("train", "val", "test") if any(name.startswith(f"{stage}/") for name in metrics)]
+    table = Table("", *stages)
+    for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
+        values = (metrics.get(f"{stage}/{name}") for stage in stages)
+        table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
+    epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
+    used = results["utilisation"]
+    share = f", {used:.0%} of the {results['matmul_gflops']:,.0f} GFLOP/s of a matrix product" if used else ""
+    print(f"{results['parameters']:,} parameters, {epochs} in {results['seconds']:.0f} s{share}")
+    rich_print(table)
+    if best := results["best"]:
+        print(f"best {best['metric']} {shown(best['metric'], best['value'])} in epoch {best['epoch']} ({best['path']})")
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(f"run folder: {here}")
+    if (folder / "tensorboard").is_dir():
+        print(f"tensorboard --logdir {here}")

@@ -1,0 +1,117 @@
+"""What the recipes reach, as measured: `conf/experiment/results.csv`, and who shows it.
+
+The file has a row for each recipe and model, taken from run folders. The table of the README and the line `Measured` at
+the head of each recipe are written from it. Loads no torch.
+"""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from src.runs import table as tables
+from src.runs.evaluated import read_evaluation
+from src.runs.folder import CONF, read_csv, write_csv, write_whole
+from src.runs.table import Row, shown
+
+FILE = CONF / "experiment/results.csv"
+README = CONF.parent / "README.md"
+KEYS = ["experiment", "model"]
+TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+MEASURED = re.compile(r"^# Measured: .*\n(?:#   .*\n)*", re.MULTILINE)
+VIEWS = "evaluation_multicrop.json"
+
+
+def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a report whose runs had a recipe and were tested, as the file has them.
+
+    Args:
+        runs: by the name that the rows know them by, with `folder`, `results` and `differing`.
+    """
+    lines = []
+    for row in rows:
+        alike = [runs[name] for name in row.runs]
+        first = alike[0].results
+        if not row.differing.get("experiment") or "test/acc" not in row.metrics:
+            continue
+        views = [_views(run) for run in alike]
+        seen = tables.spread(views) if all(views) else {"mean": None, "std": None}
+        mean = {name: row.metrics[name]["mean"] for name in ("seconds", "images_per_s") if name in row.metrics}
+        lines.append({
+            "experiment": row.differing["experiment"], "model": row.differing["model"], "data": row.differing["data"],
+            "n": row.n, "acc": row.metrics["test/acc"]["mean"], "std": row.metrics["test/acc"]["std"],
+            "acc_views": seen["mean"], "std_views": seen["std"],
+            "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"]),
+            "device": first["device"], **{name: first.get(name) for name in ("matmul_gflops", "utilisation")},
+            "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7], "command": first["command"],
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _views(run: Any) -> float | None:
+    """The accuracy of a run's best checkpoint over six views, where that was evaluated."""
+    checkpoint = Path((run.results.get("best") or {}).get("path", "last.ckpt")).name
+    return read_evaluation(run.folder, checkpoint, VIEWS).get("test/acc_tta")
+
+
+def add(found: pd.DataFrame, file: Path = FILE) -> pd.DataFrame:
+    """Puts rows into the file, in the place of those of the same recipe and model, and gives all of it."""
+    kept = read_csv(file, dtype={"torch": str, "commit": str}) if file.is_file() else pd.DataFrame(columns=KEYS)
+    if len(found):
+        other = ~pd.MultiIndex.from_frame(kept[KEYS]).isin(pd.MultiIndex.from_frame(found[KEYS]))
+        kept = pd.concat([each for each in (kept[other], found) if len(each)]).sort_values(KEYS)
+        write_csv(file, kept)
+    return kept
+
+
+def rendered(frame: pd.DataFrame) -> dict[Path, str]:
+    """The texts of the README and of the recipes, as they are with these rows."""
+    texts = {README: TABLE.sub(lambda _: tables.markdown(_table(frame)) + "\n", README.read_text())}
+    for path in sorted(FILE.parent.glob("*.yaml")):
+        mine = frame[frame["experiment"] == path.stem]
+        words = [f"{line.model} {_told(line)}" if len(mine) > 1 else _told(line) for line in mine.itertuples()]
+        head = f"Measured: {'; '.join(words) or 'not yet'}."
+        wrapped = textwrap.wrap(head, 118, initial_indent="# ", subsequent_indent="#   ")
+        texts[path] = MEASURED.sub(lambda _, lines=wrapped: "\n".join(lines) + "\n", path.read_text())
+    return texts
+
+
+def write(found: pd.DataFrame) -> list[Path]:
+    """Puts rows into the file, and what they say where it is shown; gives the paths of what changed."""
+    changed = {path: text for path, text in rendered(add(found)).items() if text != path.read_text()}
+    for path, text in changed.items():
+        write_whole(path, text)
+    return list(changed)
+
+
+def _accuracy(mean: float, std: float) -> str:
+    return shown("acc", mean) if pd.isna(std) else shown("acc", mean, std)
+
+
+def _told(line: Any) -> str:
+    """A row as words: accuracy, n, time and machine."""
+    words = [f"{_accuracy(line.acc, line.std)} test accuracy"]
+    if not pd.isna(line.acc_views):
+        words.append(f"{_accuracy(line.acc_views, line.std_views)} with six views")
+    words[-1] += f" (n = {line.n})"
+    words.append(f"{line.minutes} minutes on {line.device}")
+    if not pd.isna(line.utilisation):
+        words[-1] += f", at {line.utilisation:.0%} of its {line.matmul_gflops:,.0f} GFLOP/s"
+    commit = "" if pd.isna(line.commit) else f", commit {line.commit}"
+    return ", ".join(words) + f", torch {line.torch}{commit}"
+
+
+def _table(frame: pd.DataFrame) -> pd.DataFrame:
+    lines = []
+    for line in frame.sort_values("acc", ascending=False).itertuples():
+        views = "" if pd.isna(line.acc_views) else _accuracy(line.acc_views, line.std_views)
+        used = "" if pd.isna(line.utilisation) else f"{line.utilisation:.0%} of {line.matmul_gflops:,.0f}"
+        lines.append({
+            "experiment": f"`{line.experiment}`", "model": f"`{line.model}`", "n": str(line.n),
+            "test accuracy": _accuracy(line.acc, line.std), "six views": views, "minutes": str(line.minutes),
+            "GFLOP/s used": used, "machine": f"{line.device}, torch {line.torch}",
+        })  # fmt: skip
+    return pd.DataFrame(lines)

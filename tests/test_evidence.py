@@ -1,0 +1,63 @@
+"""What the recipes reach stands in one file, where a command puts it; the README and the recipes say the same."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from src.report import compare, read_runs
+from src.studies import evidence
+from tests.test_report import make_run
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> pd.DataFrame:
+    """Of two seeds of a recipe, evaluated over six views, and a run without one."""
+    for seed, value in enumerate((0.90, 0.94)):
+        run = make_run(tmp_path / str(seed), f"seed={seed}", "experiment=cifar10_cpu", "data=cifar10", test=value)
+        results = json.loads((run / "results.json").read_text())
+        results |= {"matmul_gflops": 200.0, "utilisation": 0.5}
+        (run / "results.json").write_text(json.dumps(results))
+        record = {"checkpoint": "epoch_002.ckpt", "metrics": {"test/acc_tta": value + 0.02}}
+        (run / evidence.VIEWS).write_text(json.dumps(record))
+    make_run(tmp_path / "2", "seed=0")
+    runs = read_runs([tmp_path])[0]
+    return evidence.rows_of(compare(runs), runs)
+
+
+def test_the_readme_and_the_recipes_say_what_the_file_has() -> None:
+    for path, text in evidence.rendered(evidence.add(pd.DataFrame())).items():
+        assert path.read_text() == text, f"python -m src.report results writes {path.name}"
+
+
+def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataFrame) -> None:
+    (line,) = found.to_dict("records")
+    assert (line["experiment"], line["model"], line["n"]) == ("cifar10_cpu", "vgg11", 2)
+    assert (line["acc"], line["acc_views"]) == pytest.approx((0.92, 0.94))
+    assert line["std"] == line["std_views"] == pytest.approx(0.02 * 2**0.5)
+    assert (line["minutes"], line["images_per_s"], line["utilisation"]) == (1.5, 1000, 0.5)
+    assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", "python -m src.train")
+
+
+def test_a_row_takes_the_place_of_that_of_its_recipe_and_model(found: pd.DataFrame, tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    evidence.add(found.assign(model=["b"]), file)
+    evidence.add(found.assign(model=["a"], acc=[0.5]), file)
+    every = evidence.add(found.assign(model=["a"], acc=[0.7]), file)
+    assert list(every["model"]) == ["a", "b"]
+    pd.testing.assert_frame_equal(evidence.add(pd.DataFrame(), file), every, check_dtype=False)
+    assert every["acc"].tolist() == [0.7, pytest.approx(0.92)]
+
+
+def test_a_recipe_s_head_has_one_model_or_each_by_its_name(found: pd.DataFrame) -> None:
+    def head(frame: pd.DataFrame) -> str:
+        text = evidence.rendered(frame)[evidence.FILE.with_name("cifar10_cpu.yaml")]
+        assert max(map(len, text.splitlines())) <= 120
+        return text.replace("\n#   ", " ").partition("# Measured: ")[2].partition("\n")[0]
+
+    told = "92.00 ± 2.83 % test accuracy, 94.00 ± 2.83 % with six views (n = 2)"
+    rest = "1.5 minutes on cpu, at 50% of its 200 GFLOP/s, torch 2.15, commit abc"
+    assert head(found) == f"{told}, {rest}."
+    both = pd.concat([found, found.assign(model="nin", acc_views=None)])
+    assert head(both) == f"vgg11 {told}, {rest}; nin 92.00 ± 2.83 % test accuracy (n = 2), {rest}."
