@@ -159,7 +159,7 @@ def _print(metrics: dict[str, float], objects: dict[str, Any]) -> None:
     for name, value in metrics.items():
         head, _, tail = name.partition("/acc")
         ends = [metrics[end] for side in ("low", "high") if (end := f"{head}/acc_{side}{tail}") in metrics]
-        values[name] = shown_interval(value, *ends) if ends else shown(name.removesuffix("_tta"), value)
+        values[name] = shown_interval(value, *ends) if ends else shown(name, value)
     told = [name for name in values if not name.partition("/")[2].startswith(("acc_low", "acc_high"))]
     frame = pd.DataFrame({"metric": told, "value": [values[name] for name in told]})
     rich_print(rich_table(frame, objects["run"].checkpoint_path.name))

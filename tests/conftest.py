@@ -43,6 +43,9 @@ BLANK = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 )  # a PNG file of one pixel
 
+# Deeper or with norms, they are the same code as those that the quick tests take.
+ALIKE = {"vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn", "resnet34", "resnet50", "resnet101"}
+
 # A network and an amount of data that train in a second.
 QUICK = [
     *("data.limit=200", "data.batch_size=32", "model.network.hidden_units=4"),
@@ -62,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of few tests first: theirs take long, and no process shall wait for one of them at the end."""
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: counts[item.path])
+
+
+def slow_if_alike(*names: str) -> list[Any]:
+    """Parameters of a test of each network: of those that are `ALIKE`, `make test-all` alone takes more than one."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in names]
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from src.networks.speedrun import SpeedrunNet
 from src.networks.tinyvgg import TinyVGG
 from src.networks.vgg import STAGES, VGG
 from src.networks.weights import Weights, load_weights
+from tests.conftest import slow_if_alike
 
 CUSTOM_STAGES = [32, 32, "M", 64, 64, 128, 128, 128, "M", 256, 256, 256, 512, 512, 512, "M"]
 
@@ -54,12 +55,10 @@ def logits_of(output: Tensor | GoogLeNetOutput) -> tuple[Tensor, ...]:
     return output if isinstance(output, tuple) else (output,)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [*((name, {}) for name in TORCHVISIONS), ("googlenet", {"transform_input": True})],
-    ids=[*TORCHVISIONS, "transform_input"],
-)
-def test_names_counts_and_logits_are_torchvisions_at_224(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", [*slow_if_alike(*TORCHVISIONS), "googlenet transform_input"])
+def test_names_counts_and_logits_are_torchvisions_at_224(name: str) -> None:
+    name, *words = name.split()
+    options: dict[str, Any] = dict.fromkeys(words, True)
     torch.manual_seed(0)
     network = TORCHVISIONS[name](num_classes=1000, image_size=224, **options).eval()
     for module in network.modules():

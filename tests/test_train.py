@@ -18,7 +18,7 @@ from src.runs.folder import CONF, events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
-from tests.conftest import DATASETS, QUICK, ROOT, SILENT, composed, needs_cifar10, train_here
+from tests.conftest import DATASETS, QUICK, ROOT, SILENT, composed, needs_cifar10, slow_if_alike, train_here
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_tinyvgg_learns_on_real_cifar10(config) -> None:
     assert metrics["test/acc"] > 0.3  # chance is 0.1
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml")))
+@pytest.mark.parametrize("name", slow_if_alike(*sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))))
 def test_every_model_file_goes_through_training_and_test(name: str, config) -> None:
     overrides = [f"model={name}", "trainer=cpu", "debug=fast_dev_run", "data.batch_size=4", "data.limit=40"]
     metrics, _ = train(config(*overrides, *SILENT))

@@ -5,6 +5,7 @@
 The process that is forked is this file, run by itself. A command lives in a session of its own, as one of a shell does.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -130,7 +131,7 @@ def _main() -> None:
     request = _serve(requests)
     requests.detach()
     if request is None:
-        return
+        os._exit(0)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -138,7 +139,18 @@ def _main() -> None:
     sys.argv = request["arguments"]
     sys.orig_argv[1:] = ["-m", *sys.argv]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    code = None
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stopped:
+        code = stopped.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)  # without taking all modules apart, which would copy every page
 
 
 if __name__ == "__main__":
