@@ -23,6 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src.figures import Figure
@@ -73,12 +74,13 @@ def slow_if_alike(*names: str) -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command that runs in the test's process logs into its run folder, which may be gone when the next test logs."""
+def nothing_of_a_command_stays() -> Iterator[None]:
+    """One in the test's own process logs into its run folder, and Hydra keeps the data of a run that it evaluates."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:], root.level = handlers, level
+    ConfigStore.instance().repo.get("data", {}).pop("run.yaml", None)
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_files_folders_and_patterns_name_images(tmp_path: Path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert [str(path) for path in find_images("a.png")] == ["a.png"]
     assert [path.name for path in find_images(str(tmp_path))] == ["a.png", "b.JPG", "c.webp"]
-    assert "1 files" in capsys.readouterr().out
+    assert "not those of images: 1 of 4 files" in capsys.readouterr().out
     assert [str(path) for path in find_images("**/*.webp")] == ["inner/c.webp"]
     assert [str(path) for path in find_images("[ab].*")] == ["a.png", "b.JPG"]
 

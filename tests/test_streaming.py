@@ -338,6 +338,7 @@ def test_a_pipe_in_the_place_of_an_image_hangs_nobody(broken):
         data.examples("train", 1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_tells_what_it_read(root, config, monkeypatch):
     opened = Files.open
 

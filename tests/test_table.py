@@ -126,6 +126,18 @@ def test_a_table_is_printed_and_written_as_markdown_whatever_its_cells_hold() ->
     assert table.markdown(frame).splitlines()[2] == "| [red]a\\|b | 90.00 % |"
 
 
+@pytest.mark.parametrize("width", [50, 80])
+def test_a_narrow_terminal_takes_more_lines_and_no_digit(width: int) -> None:
+    line = ["0.001", "2", "43.75 ± 16.70 % ~", "± 150.00 %", "45.14 ± 13.16 % ~", "± 118.24 %"]
+    frame = pd.DataFrame([line], columns=["lr", "n", "val/acc", "val/acc ± 95 %", "test/acc", "test/acc ± 95 %"])
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table.rich_table(frame))
+    shown = console.export_text()
+    assert sorted(shown.partition("┡")[2].translate(dict.fromkeys(map(ord, "━╇┩│└─┴┘"))).split()) == sorted(
+        " ".join(line).split()
+    )
+
+
 def test_a_summary_counts_failed_runs_and_holds_plain_numbers(tmp_path: Path) -> None:
     given: Runs = [(0, {"lr": "1"}, {"val/acc": 0.8}), (1, {"lr": "1", "seed": "1"}, None), (3, {"lr": "2"}, None)]
     rows = table.group(given)

@@ -58,6 +58,11 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def from_here(path: Path) -> Path:
+    """A path as seen from the working folder, if it lies in there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file under its name only once it is whole."""
     with whole(path) as partial:

@@ -202,13 +202,13 @@ def numeric(frame: pd.DataFrame) -> list[bool]:
 
 
 def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
-    """A frame of text for a terminal: `rich.print` takes it."""
+    """A frame of text for a terminal: `rich.print` takes it. On a narrow one the longest cells take more lines."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
     for name, right in zip(map(str, frame), numeric(frame), strict=True):
-        grid.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
+        grid.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for cells in frame.values:
         grid.add_row(*map(Text, cells))
     return grid

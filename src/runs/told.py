@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from src.runs.folder import from_here
+
 GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger")
 
 
@@ -48,7 +50,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     rich_print(table)
     if best := results["best"]:
         print(f"best {best['metric']} {shown(best['metric'], best['value'])} in epoch {best['epoch']} ({best['path']})")
-    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    here = from_here(folder)
     print(f"run folder: {here}")
     if (folder / "tensorboard").is_dir():
         print(f"tensorboard --logdir {here}")

@@ -37,8 +37,8 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
         first = alike[0].results
         if not row.differing.get("experiment") or "test/acc" not in row.metrics:
             continue
-        views = [_views(run) for run in alike]
-        seen = tables.spread(views) if all(views) else {"mean": None, "std": None}
+        views = [value for value in map(_views, alike) if value is not None]
+        seen = tables.spread(views) if len(views) == len(alike) else {"mean": None, "std": None}
         mean = {name: row.metrics[name]["mean"] for name in ("seconds", "images_per_s") if name in row.metrics}
         lines.append({
             "experiment": row.differing["experiment"], "model": row.differing["model"], "data": row.differing["data"],
@@ -74,8 +74,8 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
         mine = frame[frame["experiment"] == path.stem]
         words = [f"{line.model} {_told(line)}" if len(mine) > 1 else _told(line) for line in mine.itertuples()]
         head = f"Measured: {'; '.join(words) or 'not yet'}."
-        wrapped = textwrap.wrap(head, 118, initial_indent="# ", subsequent_indent="#   ")
-        texts[path] = MEASURED.sub(lambda _, lines=wrapped: "\n".join(lines) + "\n", path.read_text())
+        wrapped = textwrap.fill(head, 118, initial_indent="# ", subsequent_indent="#   ") + "\n"
+        texts[path] = MEASURED.sub(wrapped.replace("\\", r"\\"), path.read_text())
     return texts
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.data.official import look_for
 from src.runs.build import build
-from src.runs.folder import write_json
+from src.runs.folder import from_here, write_json
 from src.runs.record import read_numbers
 from src.runs.table import CAPTION, REPEATS, columns, group, ranked, rich_table, shown, table, write_summary
 from src.runs.values import check_values
@@ -92,7 +92,7 @@ def run(sweeper: Any, arguments: list[str]) -> None:
         screen.say("This was a dry run (trainer.fast_dev_run): a few batches of each job, and no results.")
     failed = [str(job.number) for job in trials.jobs.values() if job.failed]
     counts = Counter(job.status for job in trials.jobs.values())
-    screen.say(f"{', '.join(f'{number} {status}' for status, number in counts.items())}: {folder}")
+    screen.say(f"{', '.join(f'{number} {status}' for status, number in counts.items())}: {from_here(folder)}")
     if failed:
         again = " The same command starts them again." if grid else ""
         screen.say(f"Failed: {' '.join(failed)}; what they said is in NUMBER/{LOG}.{again}")
