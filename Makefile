@@ -22,8 +22,8 @@ test-hydra14: $(VENV)/hydra14
 		tests/test_launcher.py tests/test_sweeps_search.py tests/test_resume.py tests/test_readme.py $(ARGS)
 
 check: $(VENV)/ready
-	$(VENV)/bin/ruff check src tests hydra_plugins
-	$(VENV)/bin/ruff format --check src tests hydra_plugins
+	$(VENV)/bin/ruff check src tests hydra_plugins notebooks
+	$(VENV)/bin/ruff format --check src tests hydra_plugins notebooks
 	$(VENV)/bin/mypy src
 
 bench: $(VENV)/ready
