@@ -89,7 +89,10 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
         metrics |= {"eager_ms": _latency(deployed.network, deployed.examples)}
         metrics |= {"exported_ms": _latency(exported, deployed.examples)}
     card = path.with_name(f"{path.name}.md")
-    write_whole(card, model_card(run, deployed.core, path, *_in_words(deployed, cfg.format)))
+    takes, gives = _in_words(deployed, cfg.format)
+    if cfg.calibrated and cfg.format == "safetensors":  # the others divide
+        gives += f", to be divided by the temperature {run.temperature:.4g}"
+    write_whole(card, model_card(run, deployed.core, path, takes, gives))
     return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
 
 

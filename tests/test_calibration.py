@@ -114,6 +114,9 @@ def test_predictions_and_exports_use_it_on_request(calibrated, tmp_path: Path) -
     exported = torch.export.load(path, extra_files=told).module()
     torch.testing.assert_close(exported(images), expected, atol=1e-5, rtol=0)
     assert float(told["temperature"]) == temperature
+    options = ["format=safetensors", f"path={tmp_path}/model.safetensors"]
+    card = exporting.export(composed(*given, *options, name="export"))[1]["card"].read_text()
+    assert f"logits, to be divided by the temperature {temperature:.4g}" in card
 
 
 BROKEN = {

@@ -240,7 +240,7 @@ def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(
     assert r"82.00 $\pm$ 2.83 \%" in table
     assert r"\toprule" in table
     for fact in (
-        *("3 finished runs took 0.08 hours in all, the longest 0.03.", "1 more did not come to an end"),
+        *("Finished runs: 3, which took 0.08 hours in all, the longest 0.03.", "Without an end: 1 more"),
         *(
             "| 92.00 ± 2.83 % | ± 25.41 % |",
             "| max val/acc | 1,234,567 | 3 | 0.025 | 0, 1 |",

@@ -108,6 +108,8 @@ def test_the_best_is_by_the_direction_of_the_metric_or_the_one_given() -> None:
 
 
 def test_numbers_are_written_as_people_read_them() -> None:
+    accuracies = [table.shown(name, 0.9) for name in ("test/corruption_acc", "test/acc_tta", "test/accuracy")]
+    assert accuracies == ["90.00 %", "90.00 %", "0.9000"]
     given = {"val/acc_top5": 0.9, "val/loss": 1e-5, "parameters": 1234567.0, "train/images_per_s": 1000.4}
     assert [table.shown(*one) for one in given.items()] == ["90.00 %", "1e-05", "1,234,567", "1,000"]
     rows = table.group([(i, {"x.lr": "0.00123456789", "y.lr": str(i)}, {"val/loss": 0.5}) for i in range(2)])

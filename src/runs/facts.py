@@ -32,18 +32,14 @@ def reproducibility(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]
     hours = [_hours(each) for each in done]
     unfinished = sum(not each for each in results.values())
     longest = max(hours, default=0)
-    computing = f"{len(done)} finished runs took {sum(hours):.2f} hours in all, the longest {longest:.2f}."
+    computing = f"Finished runs: {len(done)}, which took {sum(hours):.2f} hours in all, the longest {longest:.2f}."
     if unfinished:
-        computing += f" {unfinished} more did not come to an end; their time is on no record."
+        computing += f" Without an end: {unfinished} more, whose time is on no record."
     parts = {
         "Hardware and time": [computing, "", tables.markdown(_hardware(done))],
         "Configurations": [tables.markdown(_configurations(rows, results)), *_commands(rows, results)],
         "What was varied": [_varied(rows)],
-        "Data and splits": [
-            tables.markdown(_data(rows, results)),
-            "",
-            "Checksums are the first twelve digits of SHA-256.",
-        ],
+        "Data and splits": [tables.markdown(_data(rows, results)), "Images by the head of their SHA-256.", ""],
         "Software": [_software(done)],
     }
     return "# Reproducibility sheet\n" + "".join(f"\n## {name}\n\n" + "\n".join(lines) for name, lines in parts.items())

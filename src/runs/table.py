@@ -142,7 +142,7 @@ def differing(parts: Sequence[Mapping[str, str]]) -> list[str]:
 
 def shown(name: str, *parts: float) -> str:
     """A number, and its deviation, as people read them: "91.20 ± 0.35 %" for accuracies, known by the name."""
-    if name.rpartition("/")[2].startswith("acc"):
+    if "acc" in name.rpartition("/")[2].split("_"):
         return " ± ".join(f"{100 * part:.2f}" for part in parts) + " %"
     form = FORMATS.get(name.rpartition("/")[2], ".4f" if 1e-3 <= abs(parts[0]) < 1e5 else ".4g")
     return " ± ".join(format(part, form) for part in parts)
