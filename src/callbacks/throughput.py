@@ -1,6 +1,7 @@
 """How many images a second the training takes in, and how much of the machine that needs."""
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ class Throughput(Callback):
     Attributes:
         images, train_seconds: of all epochs; they count on where a resumed run went on.
         flops: of a training step, an image, at the end of the training: three times those of the network's forward
-            pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). 0 where a module
-            has no forward pass.
+            pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). 0 where they are
+            not known.
         peak: FLOP/s of a matrix product in the precision of the training, on one device.
     """
 
@@ -54,11 +55,16 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         example = pl_module.example_input_array
-        if is_overridden("forward", pl_module) and isinstance(example, torch.Tensor):
+        if not is_overridden("forward", pl_module) or not isinstance(example, torch.Tensor):
+            return
+        try:
             with looking_at(pl_module), FlopCounterMode(display=False) as counter:
                 pl_module(example[:1].to(pl_module.device))
-            self.flops = 3 * counter.get_total_flops()
-            self.peak = matmul_speed(pl_module.device, str(trainer.precision))
+        except Exception as error:  # it is any network's code; the run is worth more than this number
+            warnings.warn(f"the FLOPs of this network are not known: {error}", stacklevel=1)
+            return
+        self.flops = 3 * counter.get_total_flops()
+        self.peak = matmul_speed(pl_module.device, str(trainer.precision))
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images, "train_seconds": self.train_seconds}

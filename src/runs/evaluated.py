@@ -24,15 +24,12 @@ def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
     path, again = folder / name, f"python -m src.eval run={folder}"
     if not path.is_file():
         raise RunError(f"{folder} has no {name} yet: {again}")
-    kinds = {
-        "label": str,
-        "prediction": str,
-        "confidence": float,
-        "brightness": float,
-    }  # a class may be called 1, or NA
+    kinds: Any = {"label": str, "prediction": str}  # a class may be called 1, or NA
+    kinds |= {"confidence": float, "brightness": float}
     try:
         frame = read_csv(path, usecols=list(kinds), dtype=kinds, na_filter=False)
-        frame.attrs["classes"] = [name[2:] for name in read_csv(path, nrows=0).columns if name.startswith("p_")]
+        names = [name[2:] for name in read_csv(path, nrows=0).columns if name.startswith("p_")]
+        frame.attrs["classes"] = list(dict.fromkeys([*names, *frame["label"], *frame["prediction"]]))
     except ValueError as error:  # of which pandas' ParserError is one
         raise RunError(f"{path} is no table of predictions with {', '.join(kinds)}: {again}") from error
     if frame.empty:

@@ -94,8 +94,9 @@ def _data(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]]) -> pd.D
     for row in rows:
         of_data = {name: row.settings.get(f"data.{name}", "") for name in SPLITTING["val"]}
         line = {"data": row.settings.get("data._target_", "").rpartition(".")[2], **of_data}
-        checksums = results[row.runs[0]].get("data") or {}
-        line |= {f"{split} images": str(checksum)[:12] for split, checksum in checksums.items()}
+        checksums = results[row.runs[0]].get("data")
+        if isinstance(checksums, dict):
+            line |= {f"{split} images": str(checksum)[:12] for split, checksum in checksums.items()}
         lines[tuple(line.values())] = line
     frame = pd.DataFrame(list(lines.values())).fillna("").replace({"None": "", "null": ""})
     return frame.loc[:, (frame != "").any()]

@@ -158,8 +158,7 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "seconds": None,
         "train_seconds": round(throughput.train_seconds, 3) if throughput else None,
         "images_per_s": round(throughput.images / throughput.train_seconds, 1) if throughput else None,
-        "matmul_gflops": round(throughput.peak / 1e9, 1) if throughput else None,
-        "utilisation": _utilisation(throughput, trainer.world_size) if throughput and throughput.peak else None,
+        **_utilisation(throughput, trainer.world_size),
         "parameters": sum(p.numel() for p in objects["model"].parameters()),
         "seed": cfg.seed,
         "tags": list(cfg.tags or []),
@@ -209,10 +208,13 @@ def _overrides(folder: Path) -> list[str]:
     return list(read_yaml(folder / OVERRIDES) or [])
 
 
-def _utilisation(throughput: Any, world_size: int) -> float:
-    """Model FLOPs utilisation: the share of what matrix products alone would reach."""
+def _utilisation(throughput: Any, world_size: int) -> dict[str, float | None]:
+    """The speed of matrix products, and the share of it that the network's FLOPs needed; None where not known."""
+    if throughput is None or not throughput.flops:
+        return {"matmul_gflops": None, "utilisation": None}
     speed = throughput.flops * throughput.images / throughput.train_seconds
-    return round(speed / (world_size * throughput.peak), 4)
+    share = round(speed / (world_size * throughput.peak), 4)
+    return {"matmul_gflops": round(throughput.peak / 1e9, 1), "utilisation": share}
 
 
 def _device(trainer: Any) -> str:
