@@ -1,8 +1,8 @@
 """Makes the template yours: renames the package `src` and the project, once, before the first run.
 
-    python -m src.rename mylab
+    python -m src.rename myproject
 
-From then on it is `python -m mylab.train`; runs that were trained before can no longer be opened.
+From then on it is `python -m myproject.train`; runs that were trained before can no longer be opened.
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PROJECT = Path(__file__).parent.name, "lightning-classics"
-TEXTS = {".py", ".yaml", ".yml", ".toml", ".md", ".ipynb", ".cff", ""}  # endings of what is searched
+TEXTS = {".py", ".yaml", ".yml", ".toml", ".md", ".ipynb", ".cff", ".bash", ""}  # endings of what is searched
 HIDDEN = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}  # the other hidden ones are caches of tools
 LEFT = {"logs", "data"}
 # The word, but no part of another, no attribute of HTML and no alternative of a regular expression.
@@ -28,7 +28,7 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
         ValueError: it is no name for a package, or another package has it.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise ValueError(f"{name} is no name for a package: lower-case letters, digits and _, such as mylab")
+        raise ValueError(f"{name} is no name for a package: lower-case letters, digits and _, such as myproject")
     if name in sys.stdlib_module_names or find_spec(name) or (root / name).exists():
         raise ValueError(f"there is a package or a folder {name} already; choose another name")
     hidden = {top for top in root.iterdir() if top.name.startswith(".") and top.name not in HIDDEN}
@@ -48,7 +48,7 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
 def main() -> None:
     parser = ArgumentParser(f"python -m {PACKAGE}.rename", description=__doc__)
     parser.formatter_class = RawDescriptionHelpFormatter
-    parser.add_argument("name", help="of the package, such as mylab; the project is called the same, with - for _")
+    parser.add_argument("name", help="of the package, such as myproject; the project is called the same, with - for _")
     name = parser.parse_args().name
     try:
         changed = rename(name)

@@ -7,37 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from src.rename import rename
+from src.rename import PACKAGE, PROJECT, rename
 from tests.conftest import ROOT
 
 
 def test_the_word_is_renamed_wherever_it_names_the_package_and_nowhere_else(tmp_path: Path) -> None:
     files = {
-        "src/train.py": 'from src import cli\nimport src.cli\nroot / "src"  # lightning-classics, resources\n',
-        "conf/model/a.yaml": "# python -m src.train\n_target_: src.networks.vgg.VGG\n",
-        "src/page.html": '<img src="data:image/png">',
-        "tests/test_page.py": "re.search(r'(src|href)=')\n",
-        "logs/kept.yaml": "_target_: src.networks.vgg.VGG\n",
-        "Makefile": "\truff check src tests\n",
+        "PACKAGE/train.py": 'from PACKAGE import cli\nimport PACKAGE.cli\nroot / "PACKAGE"  # PROJECT, resources\n',
+        "conf/model/a.yaml": "# python -m PACKAGE.train\n_target_: PACKAGE.networks.vgg.VGG\n",
+        "PACKAGE/page.html": '<img PACKAGE="data:image/png">',
+        "tests/test_page.py": "re.search(r'(PACKAGE|href)=')\n",
+        "logs/kept.yaml": "_target_: PACKAGE.networks.vgg.VGG\n",
+        "Makefile": "\truff check PACKAGE tests\n",
+        "PACKAGE/completion.bash": "source PACKAGE/completion.bash\n",
     }
+
+    def named(text: str, package: str, project: str) -> str:
+        return text.replace("PACKAGE", package).replace("PROJECT", project)
+
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        path = tmp_path / named(name, PACKAGE, PROJECT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(named(text, PACKAGE, PROJECT))
     (tmp_path / ".ruff_cache").mkdir()
     (tmp_path / ".ruff_cache/0123").write_bytes(b"\xff src.")  # no text
     changed = rename("my_lab", tmp_path)
-    assert {path.relative_to(tmp_path).as_posix() for path in changed} == {
-        "src/train.py",
-        "conf/model/a.yaml",
-        "Makefile",
-    }
-    files |= {
-        "src/train.py": 'from my_lab import cli\nimport my_lab.cli\nroot / "my_lab"  # my-lab, resources\n',
-        "conf/model/a.yaml": "# python -m my_lab.train\n_target_: my_lab.networks.vgg.VGG\n",
-        "Makefile": "\truff check my_lab tests\n",
-    }
+    one_word = ("my_lab", "my-lab" if PROJECT != PACKAGE else "my_lab")  # the same, once it has been renamed
+    renamed = {"PACKAGE/train.py", "conf/model/a.yaml", "Makefile", "PACKAGE/completion.bash"}
+    assert {path.relative_to(tmp_path).as_posix() for path in changed} == {named(n, PACKAGE, "") for n in renamed}
     for name, text in files.items():
-        assert (tmp_path / name.replace("src/", "my_lab/")).read_text() == text, name
+        words = one_word if name in renamed else (PACKAGE, PROJECT)
+        assert (tmp_path / named(name, "my_lab", "")).read_text() == named(text, *words), name
 
 
 @pytest.mark.parametrize("name", ["My-Lab", "2nd", "", "json", "torch", "conf", "../lab"])
@@ -60,11 +60,11 @@ def test_the_renamed_project_is_clean_and_passes_its_tests(tmp_path: Path) -> No
 
     out = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "logs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tmp_path / "lab", ignore=out)
-    run("src.rename", "mylab")
-    run("ruff", "check", "mylab", "tests", "hydra_plugins")
-    run("ruff", "format", "--check", "mylab", "tests", "hydra_plugins")
-    run("mypy", "mylab")
-    assert "val/acc" in run("mylab.train", "data.limit=300", "data.batch_size=32", "trainer.max_epochs=1")
-    run("mylab.eval", "run=latest")
+    run("src.rename", "myproject")
+    run("ruff", "check", "myproject", "tests", "hydra_plugins")
+    run("ruff", "format", "--check", "myproject", "tests", "hydra_plugins")
+    run("mypy", "myproject")
+    assert "val/acc" in run("myproject.train", "data.limit=300", "data.batch_size=32", "trainer.max_epochs=1")
+    run("myproject.eval", "run=latest")
     quick = ("tests/test_imports.py", "tests/test_configs.py", "tests/test_runs.py", "tests/test_rename.py")
     run("pytest", *quick, "-m", "not slow")

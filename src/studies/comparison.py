@@ -107,7 +107,7 @@ def _text(frame: pd.DataFrame) -> pd.DataFrame:
             ],
             "difference": [shown_interval(*row) for row in ends],
             **{f"only {name} right": frame[f"only_{name}"].map("{:,.0f}".format) for name in ("first", "second")},
-            "p": frame["corrected"].map("{:.2g}".format),
+            "p": frame["corrected"].map(lambda p: f"{p:.2g}" if p else "< 1e-300"),  # no float64 is smaller
         }
     )
 
