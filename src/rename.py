@@ -37,7 +37,9 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
     texts = {path: path.read_text() for path in paths}  # all are read before the first is written
     changed = []
     for path, text in texts.items():
-        new = WORD.sub(name, text).replace(PROJECT, name.replace("_", "-"))
+        new = WORD.sub(name, text)
+        if PROJECT != PACKAGE:  # which are one word once it has been renamed
+            new = new.replace(PROJECT, name.replace("_", "-"))
         if new != text:
             path.write_text(new)
             changed.append(path)
@@ -56,7 +58,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     # The order of imports and the length of lines depend on the name.
     for command in ("check --fix", "format", "check --select E501 --add-noqa"):
-        subprocess.run([sys.executable, "-m", "ruff", *command.split(), name, "tests", "-q"], cwd=ROOT)
+        where = [name, "tests", "hydra_plugins", "notebooks"]
+        subprocess.run([sys.executable, "-m", "ruff", *command.split(), *where, "-q"], cwd=ROOT)
     print(f"{len(changed)} files changed. make train installs the project anew; by hand: python -m {name}.train")
 
 

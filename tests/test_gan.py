@@ -343,7 +343,7 @@ def test_what_cannot_be_sampled_is_told(trained, trained_run: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_the_generator_is_exported(trained, form: str, tmp_path: Path) -> None:
     path = tmp_path / "generator"
     metrics, _ = export(composed(f"run={trained[2]}", f"format={form}", f"path={path}", name="export"))

@@ -15,7 +15,6 @@ from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORMS = ["text/plain", "text/html", "image/png"]
-QUICK, LONG = NOTEBOOKS[:1], [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]]
 
 
 def test_there_are_four() -> None:
@@ -47,8 +46,9 @@ def shown(notebook: nbformat.NotebookNode) -> list[str]:
     return [output.get("text", "") or output["data"].get("text/plain", "") for output in outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", [*QUICK, *LONG], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom_to_what_it_is_kept_with(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_stopped_run_saves_in_the_middle_of_an_epoch_and_goes_on_there(
     assert_equal_outcome(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on_in_its_folder(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
