@@ -120,15 +120,16 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     cfg, run, data = evaluation.cfg, evaluation.run, type(evaluation.datamodule).__name__
     epoch, step = run.checkpoint["epoch"], run.checkpoint["global_step"]
     what = ["none" if own_data else data.lower(), "none" if own_data and cfg.split == "test" else cfg.split]
-    limit, its = (config["data"].get("limit") for config in (run.config, run.checkpoint["config"]))
-    what += [f"limit{limit}" if own_data and limit != its else "none"]
+    now, then = (config["data"] for config in (run.config, run.checkpoint["config"]))
+    what += [f"limit{now.get('limit')}" if own_data and now.get("limit") != then.get("limit") else "none"]
     what += [cfg.tta, Path(cfg.ckpt_path or "none").stem]
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)
     record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
     record["sha256"] = evaluation.datamodule.digest(cfg.split)
-    then = run.results.get("data")
-    before = then.get(cfg.split) if isinstance(then, dict) and own_data and limit == its else None
+    same = own_data and all(now.get(key) == then.get(key) for key in (*SPLITTING["val"], "mode"))
+    trained_beside = run.results.get("data")
+    before = trained_beside.get(cfg.split) if same and isinstance(trained_beside, dict) else None
     if before not in (None, record["sha256"]):
         log.warning("the data has changed since the training: its %s images or labels were others", cfg.split)
     answers = evaluation.tables.get("predictions")

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from PIL import Image
 from scipy.stats import binomtest
@@ -29,12 +28,8 @@ from tests.conftest import composed, run_command
 
 
 def evaluated(*given: str) -> tuple[dict[str, float], dict[str, Any]]:
-    try:
-        prepare(dict(word.split("=", 1) for word in given))
-        cfg = composed(*given, name="eval")
-    finally:
-        ConfigStore.instance().repo.get("data", {}).pop("run.yaml", None)
-    return evaluate(cfg)
+    prepare(dict(word.split("=", 1) for word in given))
+    return evaluate(composed(*given, name="eval"))
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +262,7 @@ def test_data_that_changed_since_the_training_is_told(run: Path, caplog) -> None
     results["data"]["test"] = "0" * 64
     (run / "results.json").write_text(json.dumps(results))
     evaluated(f"run={run}", "data.limit=100")
+    evaluated(f"run={run}", "split=train", "data.val_size=90")
     assert "has changed" not in caplog.text, "these are others on request"
     evaluated(f"run={run}")
     assert "the data has changed since the training: its test images or labels were others" in caplog.text

@@ -1,5 +1,6 @@
 """Images held whole, as one uint8 tensor: splits, checks, and fetching a batch with one index."""
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -124,6 +125,14 @@ class MemoryDataModule(ImageDataModule):
             val, train = carve(labels[rows], self.val_size, self.split_seed, "val_size")
             sets["val"], rows = self._set(images, labels, rows[val]), rows[train]
         return {"train": self._set(images, labels, rows, self.needs_index), **sets}
+
+    def digest(self, split: str) -> str:
+        """SHA-256 of the images and labels of a split as they are stored, in order."""
+        found, size = hashlib.sha256(), self.size(split)
+        for first in range(0, size, 1000):
+            for tensor in self.examples(split, range(first, min(first + 1000, size))):
+                found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
 
     def image_name(self, split: str, position: int) -> str:
         return self._existing(split).name(position)

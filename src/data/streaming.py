@@ -142,7 +142,7 @@ class StreamingDataModule(MemoryDataModule):
         return steps[:count]
 
     def digest(self, split: str) -> str:
-        """As `ImageDataModule` has it; of names and labels alone where images are streamed, which are not all read."""
+        """As `MemoryDataModule` has it; of names and labels alone where images are streamed, which are not all read."""
         if not self.streams:
             return super().digest(split)
         found, root = hashlib.sha256(self._existing(split).labels.numpy()), f"{self.root.resolve()}/"

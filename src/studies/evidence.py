@@ -4,6 +4,7 @@ The file has a row for each recipe and model, taken from run folders. The table 
 the head of each recipe are written from it. Loads no torch.
 """
 
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,12 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
             continue
         views = [value for value in map(_views, alike) if value is not None]
         seen = tables.spread(views) if len(views) == len(alike) else {"mean": None, "std": None}
-        mean = {name: row.metrics[name]["mean"] for name in ("seconds", "images_per_s") if name in row.metrics}
+        mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in ("seconds", "images_per_s")}
         lines.append({
             "experiment": row.differing["experiment"], "model": row.differing["model"], "data": row.differing["data"],
             "n": row.n, "acc": row.metrics["test/acc"]["mean"], "std": row.metrics["test/acc"]["std"],
             "acc_views": seen["mean"], "std_views": seen["std"],
-            "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"]),
+            "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"], 1),
             "device": first["device"], **{name: first.get(name) for name in ("matmul_gflops", "utilisation")},
             "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7], "command": first["command"],
         })  # fmt: skip
