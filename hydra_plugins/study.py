@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.sweeper import Sweeper
@@ -29,6 +30,7 @@ class StudySweeper(Sweeper):
         pass
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        HydraConfig.instance().cfg = None  # as in 1.3; with it, 1.4 takes the folder of each job to be null
         self.loader = hydra_context.config_loader
         self.settings = config
         task, of_hydra = config.hydra.overrides.task, config.hydra.overrides.hydra

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from src.data.draw import Transform
+from src.runs.build import build
 from src.runs.values import check_values, named_values, rule_of
 from tests.conftest import ROOT, composed
 
@@ -82,7 +82,7 @@ def test_an_augmentation_follows_the_data_sets_own_and_leaves_the_rest_to_be_ove
 
 @pytest.mark.parametrize("name", sorted(set(names("data/augment")) - {"none", "basic"}))
 def test_a_policys_file_builds_a_batched_transform(name: str) -> None:
-    assert isinstance(instantiate(yaml.safe_load((CONF / f"data/augment/{name}.yaml").read_text())[name]), Transform)
+    assert isinstance(build(yaml.safe_load((CONF / f"data/augment/{name}.yaml").read_text())[name]), Transform)
 
 
 @pytest.mark.parametrize("name", names("experiment"))
@@ -109,7 +109,7 @@ def test_a_models_file_builds_the_network_of_its_name_and_leaves_the_optimizer_a
         pytest.importorskip("timm", reason="timm is an optional extra")
     cfg = plain(f"model={name}", "data=digits", folder=tmp_path)
     with torch.device("meta"):
-        network = instantiate(cfg["model"]["network"])
+        network = build(cfg["model"]["network"])
     if name not in ("timm", "torchvision"):
         assert network.torchvision_name in (None, name)
     if name.startswith(("vgg", "nin")):

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from src.callbacks.finetune import Finetune, head_of, in_head
 from src.modules.classifier import ImageClassifier
 from src.modules.schedules import CosineWithWarmup
+from src.runs.build import build
 
 
 class Small(nn.Sequential):
@@ -75,13 +75,13 @@ def test_the_backbone_is_frozen_with_its_statistics_until_it_is_told_to_train(
     config: Callable[..., DictConfig],
 ) -> None:
     cfg = config("callbacks=finetune", "callbacks.finetune.unfreeze_at=2")
-    before, first, second, third, fourth = fit(instantiate(cfg.callbacks.finetune)).states
+    before, first, second, third, fourth = fit(build(cfg.callbacks.finetune)).states
     assert changed(before, first) == changed(first, second) == HEAD
     assert changed(second, third) == changed(third, fourth) == ALL
 
 
 def test_a_linear_probe_never_trains_the_backbone(config: Callable[..., DictConfig]) -> None:
-    states = fit(instantiate(config("callbacks=linear_probe").callbacks.finetune)).states
+    states = fit(build(config("callbacks=linear_probe").callbacks.finetune)).states
     assert changed(states[0], states[-1]) == HEAD
 
 

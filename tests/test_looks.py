@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -17,6 +16,7 @@ from src import figures
 from src.evaluation.looks import first_filters, grad_cam, maps_of, one_of_each_size
 from src.modules.base import Task
 from src.modules.classifier import ImageClassifier
+from src.runs.build import build
 from src.runs.folder import events_folder
 from src.runs.run import open_run
 from src.studies.looks import Looks
@@ -86,7 +86,7 @@ def test_every_network_here_has_a_map_that_speaks_for_its_classes(name: str, tmp
         pytest.importorskip("timm", reason="timm is an optional extra")
     cfg = composed(f"model={name}", "data=cifar10", folder=tmp_path).model.network
     torch.manual_seed(0)
-    network = instantiate(cfg).eval()
+    network = build(cfg).eval()
     images = torch.randn(10, 3, 32, 32)
     maps = maps_of(network, images[:1])
     heat = grad_cam(network, images, range(10), list(maps)[-1])
