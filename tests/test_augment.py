@@ -146,6 +146,14 @@ def test_cutout_sets_one_clipped_square_per_image_to_zero(size):
     assert torch.equal(images, torch.ones_like(images))  # the input is left alone
 
 
+def test_progressive_resizing_shrinks_as_torchvision_does_until_its_epoch():
+    images, labels = pictures(height=32, width=32)
+    resizing = augment.ProgressiveResizing(24, until=2)
+    sizes = [resizing(images.float(), labels, draw(epoch=epoch))[0].shape[-2:] for epoch in range(4)]
+    assert sizes == [(24, 24), (24, 24), (32, 32), (32, 32)]
+    torch.testing.assert_close(resizing(images.float(), labels, draw())[0], TF.resize(images.float(), [24, 24]))
+
+
 def mixed(labels, own):
     """Labels of which each has the share `own` and that of the image half a batch away the rest."""
     soft = torch.zeros(len(labels), 5)
@@ -271,6 +279,7 @@ def test_any_torchvision_transform_draws_for_each_image_and_leaves_the_global_ge
 OURS = [
     *(augment.RandomCrop(2), augment.RandomHorizontalFlip(), augment.AlternatingFlip(), augment.RandomResizedCrop(8)),
     *(augment.Cutout(3), mixing.MixUp(p=0.5), mixing.CutMix(), mixing.MixUpOrCutMix(), augment.RandomErasing()),
+    augment.ProgressiveResizing(8, until=2),
     *(policies.TrivialAugmentWide(), policies.RandAugment(), policies.AutoAugment(), policies.AugMix()),
     *(policies.ColorJitter(0.4, 0.4, 0.4, 0.1), policies.RandomOperation("Equalize"), colour.GaussianBlur(3)),
     *(geometry.RandomRotation(30), geometry.RandomAffine(30, (0.1, 0.1), (0.9, 1.1), 10, interpolation="bilinear")),

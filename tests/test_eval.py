@@ -233,6 +233,7 @@ MISTAKES = {
     "split=validation": "must be train, val or test",
     "split=val data.val_size=0": "would mix images",
     "tta=crop": "must be none, flip or multicrop",
+    "samples=3": "samples=3: a GAN draws them",
     "data.rot=x": "Could not override 'data.rot'",
     "data.mean=half": "data.mean cannot be changed",
     "data.image_size=48": "data.image_size cannot be changed",

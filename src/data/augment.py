@@ -198,6 +198,25 @@ class RandomErasing(RandomBox):
         return images.masked_fill(hole & (draw.uniform() < self.p).view(-1, 1, 1, 1), 0.0), labels
 
 
+class ProgressiveResizing(Transform):
+    """Shrink the images to `size` x `size` before epoch `until`, so that these epochs take less time (Howard 2018).
+
+    Bilinear, antialiased. It is for networks that average over whatever map there is before their last layer: the
+    ResNets, GoogLeNet without auxiliary heads, NIN, and the speedrun network.
+    """
+
+    after_normalize = True
+
+    def __init__(self, size: int, until: int) -> None:
+        super().__init__()
+        self.size, self.until = size, until
+
+    def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
+        if draw.epoch < self.until:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return images, labels
+
+
 def inside(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
     """Whether a pixel is in its image's box, (B, 1, H, W); `bottom` and `right` are the first ones outside."""
     rows = torch.arange(height, device=top.device)[None, :]

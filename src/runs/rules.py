@@ -135,7 +135,8 @@ RULES: dict[str, Rule] = {
     # augmentation
     "RandomHorizontalFlip.p RandomErasing.p RandomOperation.p MixUp.p CutMix.p MixUpOrCutMix.p": CHANCE,
     "MixUpOrCutMix.switch": CHANCE,
-    "RandomResizedCrop.size Cutout.size": SIDE,
+    "RandomResizedCrop.size Cutout.size ProgressiveResizing.size": SIDE,
+    "ProgressiveResizing.until": whole(0),
     "RandomCrop.size": SIDE | NULL,
     "RandomCrop.padding": whole(0, 10_000),
     "RandAugment.num_ops AugMix.mixture_width": whole(1, 100),

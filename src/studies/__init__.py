@@ -53,6 +53,8 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     from src.studies.generative import Samples
     from src.studies.looks import Looks
 
+    if cfg.samples is not None and cfg.features is None:
+        raise ValueError(f"samples={cfg.samples}: a GAN draws them to be judged by a classifier's run, features=RUN.")
     options: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "audit": Audit}
     options["features"] = Samples
     return [study(run, cfg) for option, study in options.items() if cfg[option]]
