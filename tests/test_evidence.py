@@ -61,3 +61,11 @@ def test_a_recipe_s_head_has_one_model_or_each_by_its_name(found: pd.DataFrame) 
     assert head(found) == f"{told}, {rest}."
     both = pd.concat([found, found.assign(model="nin", acc_views=None)])
     assert head(both) == f"vgg11 {told}, {rest}; nin 92.00 ± 2.83 % test accuracy (n = 2), {rest}."
+
+
+def test_a_recipe_that_nobody_measured_names_another_of_its_network_on_the_same_data(found: pd.DataFrame) -> None:
+    texts = evidence.rendered(found.assign(experiment="cpu_hour", model="googlenet", data="imagenet"))
+    names = ("imagenet_googlenet", "cifar10_googlenet_finetune")
+    heads = {name: texts[evidence.FILE.with_name(f"{name}.yaml")] for name in names}
+    assert "# Measured: not yet; the same network, experiment=cpu_hour 92.00 ± 2.83 %.\n" in heads["imagenet_googlenet"]
+    assert "# Measured: not yet.\n" in heads["cifar10_googlenet_finetune"]

@@ -22,6 +22,7 @@ FILE = CONF / "experiment/results.csv"
 README = CONF.parent / "README.md"
 KEYS = ["experiment", "model"]
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+MODEL = re.compile(r"^  - override /model: (\w+)$", re.MULTILINE)
 MEASURED = re.compile(r"^# Measured: .*\n(?:#   .*\n)*", re.MULTILINE)
 VIEWS = "evaluation_multicrop.json"
 
@@ -72,11 +73,15 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
     """The texts of the README and of the recipes, as they are with these rows."""
     texts = {README: TABLE.sub(lambda _: tables.markdown(_table(frame)) + "\n", README.read_text())}
     for path in sorted(FILE.parent.glob("*.yaml")):
-        mine = frame[frame["experiment"] == path.stem]
+        text, mine = path.read_text(), frame[frame["experiment"] == path.stem]
         words = [f"{line.model} {_told(line)}" if len(mine) > 1 else _told(line) for line in mine.itertuples()]
-        head = f"Measured: {'; '.join(words) or 'not yet'}."
-        wrapped = textwrap.fill(head, 118, initial_indent="# ", subsequent_indent="#   ") + "\n"
-        texts[path] = MEASURED.sub(wrapped.replace("\\", r"\\"), path.read_text())
+        if not words:
+            alike = frame[frame["model"].isin(MODEL.findall(text)) & (frame["data"] == path.stem.partition("_")[0])]
+            others = [f"experiment={line.experiment} {_accuracy(line.acc, line.std)}" for line in alike.itertuples()]
+            words = ["not yet; the same network, " + " and ".join(others) if others else "not yet"]
+        head = f"Measured: {'; '.join(words)}."
+        wrapped = textwrap.fill(head, 118, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
+        texts[path] = MEASURED.sub(lambda _, wrapped=wrapped: f"{wrapped}\n", text)
     return texts
 
 
