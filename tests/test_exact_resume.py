@@ -43,6 +43,7 @@ VARIANTS = {
     "early": [*VGG, "callbacks.early_stopping.patience=1", "optimizer.lr=1.0"],  # 3 epochs
     "workers": [*NETWORK, "data.num_workers=2"],
     "dynamics": [*NETWORK, "callbacks=dynamics"],
+    "gradients": [*NETWORK, "callbacks=gradients", "trainer.accumulate_grad_batches=2"],
     "gan": [*GAN, "model.discriminator_steps=2", "scheduler=triangle"],
 }
 
@@ -51,6 +52,7 @@ OF_THIS_RUN = ("seconds", "images_per_s", "Throughput", "best_k_models", "curren
 QUICK_STOPS = [
     *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 3), ("steps", 5), ("validations", 2), ("gan", 3)),
     ("dynamics", 3),
+    ("gradients", 3),
 ]
 KILLS = [*product(["plain", "plateau", "average", "steps", "gan"], (2, 3, 4), (False, True)), ("plateau", 1, True)]
 KILLS += [*product(["early", "dynamics"], (2, 3), (False, True))]

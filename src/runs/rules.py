@@ -231,6 +231,7 @@ RULES: dict[str, Rule] = {
     "ProgressBar.refresh_every Lookahead.power": FROM_0,
     "TensorBoardPictures.images SampleSheet.columns SampleSheet.rows Lookahead.every": whole(1),
     "Lookahead.decay": CHANCE,
+    "GradientNorms.parts": several(TEXT),
     "Finetune.unfreeze_at": whole(0) | NULL,
     "Finetune.backbone_lr": ABOVE_0,
     "TensorBoardLogger.save_dir CSVLogger.save_dir WandbLogger.save_dir": TEXT,

@@ -81,7 +81,7 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
             words = ["not yet; the same network, " + " and ".join(others) if others else "not yet"]
         head = f"Measured: {'; '.join(words)}."
         wrapped = textwrap.fill(head, 118, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
-        texts[path] = MEASURED.sub(lambda _, wrapped=wrapped: f"{wrapped}\n", text)
+        texts[path] = MEASURED.sub(wrapped.replace("\\", r"\\") + "\n", text)
     return texts
 
 
