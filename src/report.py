@@ -269,7 +269,7 @@ def main() -> None:
             return print(*(f"left out: {name}: {reason}" for name, reason in failed.items()), sep="\n")
         if args.paths[0] == "results":
             runs = read_runs(args.paths[1:])[0] if args.paths[1:] else {}
-            return print(*evidence.write(evidence.rows_of(compare(runs), runs)), sep="\n")
+            return print(*evidence.write(compare(runs), runs), sep="\n")
         if args.paths[0] == "compare":
             found, runs, files = paired(args.paths[1:], args.out)
             console.print(tables.rich_table(comparison.overall(found), caption=comparison.CAPTION))

@@ -3,16 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from src.report import compare, read_runs
+from src.report import Record, compare, read_runs
+from src.runs.table import Row
 from src.studies import evidence
 from tests.test_report import make_run
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> pd.DataFrame:
+def report(tmp_path: Path) -> tuple[list[Row], dict[str, Record]]:
     """Of two seeds of a recipe, evaluated over six views, and a run without one."""
     for seed, value in enumerate((0.90, 0.94)):
         run = make_run(tmp_path / str(seed), f"seed={seed}", "experiment=cifar10_cpu", "data=cifar10", test=value)
@@ -23,7 +25,12 @@ def found(tmp_path: Path) -> pd.DataFrame:
         (run / evidence.VIEWS).write_text(json.dumps(record))
     make_run(tmp_path / "2", "seed=0")
     runs = read_runs([tmp_path])[0]
-    return evidence.rows_of(compare(runs), runs)
+    return compare(runs), runs
+
+
+@pytest.fixture
+def found(report: tuple[list[Row], dict[str, Record]]) -> pd.DataFrame:
+    return evidence.rows_of(*report)
 
 
 def test_the_readme_and_the_recipes_say_what_the_file_has() -> None:
@@ -38,6 +45,14 @@ def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataF
     assert line["std"] == line["std_views"] == pytest.approx(0.02 * 2**0.5)
     assert (line["minutes"], line["images_per_s"], line["utilisation"]) == (1.5, 1000, 0.5)
     assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", "python -m src.train")
+
+
+def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(report: tuple[list[Row], dict[str, Record]]) -> None:
+    (line,) = evidence.curves(*report).axes[0].lines
+    assert line.get_label() == "vgg11, test 90.00 %"
+    np.testing.assert_allclose(line.get_xdata(), [0.4, 0.8, 1.2])
+    np.testing.assert_allclose(line.get_ydata(), 0.5)
+    assert evidence.curves([], {}) is None
 
 
 def test_a_row_takes_the_place_of_that_of_its_recipe_and_model(found: pd.DataFrame, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def make_run(
         lines += [f"{epoch},{epoch},,,,{1 - epoch / 10},{val - 0.02 + epoch / 100},", f"{epoch},{epoch},,2,0.5,,,"]
     results = {
         "status": "done", "metrics": {"val/loss": 0.8, "val/acc": val, "test/acc": test}, "epochs": 3, "seconds": 90.0,
+        "train_seconds": 72.0,
         "best": {"metric": "val/acc", "mode": "max", "value": val, "epoch": 2, "path": "checkpoints/epoch_002.ckpt"},
         "images_per_s": 1000.0, "parameters": 1234567, "device": "cpu", "versions": {"torch": "2.15"},
         "overrides": [f"model={model}", *overrides], "command": "python -m src.train", "git_commit": "abc",

@@ -7,7 +7,7 @@ pyplot is never touched, so a figure can be drawn in any thread and without a sc
 from src.figures.classes import class_bars, confusion_matrix, reliability, slices
 from src.figures.corruptions import corruption_curves
 from src.figures.dynamics import data_map
-from src.figures.epochs import compare, curves, overfit_epoch
+from src.figures.epochs import compare, curves, over_minutes, overfit_epoch
 from src.figures.images import examples, feature_maps, filters, heat_maps, image_grid, sample_sheet, tiled
 from src.figures.style import (
     BLUE,

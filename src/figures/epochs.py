@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from src.figures.style import BLUE, COLOURS, VERMILION, Figure, house_style, short
 
-LOOKS = [{"linestyle": dash, "color": colour} for dash in ("-", "--", ":", "-.") for colour in COLOURS]
+LOOKS: list[dict[str, Any]] = [{"linestyle": dash, "color": colour} for dash in ("-", "--", ":", "-.") for colour in COLOURS]
 SPLITS = {"train": ("training", BLUE), "val": ("validation", VERMILION)}
 NAMES = {"acc": "accuracy", "acc_top5": "top-5 accuracy"}  # metrics that end so are in percent
 MOST = 6  # panels
@@ -106,4 +106,18 @@ def compare(groups: Mapping[str, Sequence[History]], title: str = "") -> Figure:
     lines = {line.get_label(): line for axes, _ in panels for line in axes.get_legend_handles_labels()[0]}
     columns = max(1, min(3, 110 // (max(map(len, lines), default=0) + 8)))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns)
+    return figure
+
+
+@house_style()
+def over_minutes(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "") -> Figure:
+    """The training accuracy of runs over the time that they took; ``runs`` maps a name to minutes and accuracies."""
+    figure = Figure(7.5, 3.6, title)
+    axes = figure.add_subplot()
+    for (name, (minutes, accuracies)), look in zip(runs.items(), cycle(LOOKS), strict=False):
+        axes.plot(minutes, accuracies, label=name, **look)
+    axes.set(xlabel="minutes of training", ylabel="training accuracy", xlim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y")
+    figure.legend(loc="outside right upper")
     return figure

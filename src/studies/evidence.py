@@ -19,7 +19,7 @@ from src.runs.folder import CONF, read_csv, write_csv, write_whole
 from src.runs.table import Row, shown
 
 FILE = CONF / "experiment/results.csv"
-README = CONF.parent / "README.md"
+README, PICTURE = CONF.parent / "README.md", CONF.parent / ".github/images/results.png"
 KEYS = ["experiment", "model"]
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 MODEL = re.compile(r"^  - override /model: (\w+)$", re.MULTILINE)
@@ -34,11 +34,9 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
         runs: by the name that the rows know them by, with `folder`, `results` and `differing`.
     """
     lines = []
-    for row in rows:
+    for row in filter(_is_evidence, rows):
         alike = [runs[name] for name in row.runs]
         first = alike[0].results
-        if not row.differing.get("experiment") or "test/acc" not in row.metrics:
-            continue
         views = [value for value in map(_views, alike) if value is not None]
         seen = tables.spread(views) if len(views) == len(alike) else {"mean": None, "std": None}
         mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in ("seconds", "images_per_s")}
@@ -51,6 +49,23 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
             "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7], "command": first["command"],
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def curves(rows: Sequence[Row], runs: Mapping[str, Any]) -> Any:
+    """A figure of the first run of each of these rows, the one of the best test accuracy first; None of no rows."""
+    from src import figures
+
+    lines = {}
+    for row in tables.ranked([row for row in rows if _is_evidence(row)], "test/acc"):
+        run = runs[row.runs[0]]
+        minutes = (run.history["epoch"] + 1) * run.results["train_seconds"] / run.results["epochs"] / 60
+        name = f"{row.differing['model']}, test {shown('acc', row.metrics['test/acc']['values'][0])}"
+        lines[name] = minutes, run.history["train/acc"]
+    return figures.over_minutes(lines) if lines else None
+
+
+def _is_evidence(row: Row) -> bool:
+    return bool(row.differing.get("experiment")) and "test/acc" in row.metrics
 
 
 def _views(run: Any) -> float | None:
@@ -85,12 +100,17 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
     return texts
 
 
-def write(found: pd.DataFrame) -> list[Path]:
-    """Puts rows into the file, and what they say where it is shown; gives the paths of what changed."""
-    changed = {path: text for path, text in rendered(add(found)).items() if text != path.read_text()}
-    for path, text in changed.items():
-        write_whole(path, text)
-    return list(changed)
+def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
+    """Puts rows of a report into the file, and what they say where it is shown; gives the paths of what changed."""
+    texts = rendered(add(rows_of(rows, runs)))
+    changed = [path for path, text in texts.items() if text != path.read_text()]
+    for path in changed:
+        write_whole(path, texts[path])
+    if (figure := curves(rows, runs)) is not None:
+        from src import figures
+
+        changed.append(figures.save(figure, PICTURE))
+    return changed
 
 
 def _accuracy(mean: float, std: float) -> str:
