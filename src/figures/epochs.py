@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from src.figures.style import BLUE, COLOURS, VERMILION, Figure, house_style, short
 
-LOOKS: list[dict[str, Any]] = [{"linestyle": dash, "color": colour} for dash in ("-", "--", ":", "-.") for colour in COLOURS]
+DASHES = ("-", "--", ":", "-.")
+LOOKS: list[dict[str, Any]] = [{"linestyle": dash, "color": colour} for dash in DASHES for colour in COLOURS]
 SPLITS = {"train": ("training", BLUE), "val": ("validation", VERMILION)}
 NAMES = {"acc": "accuracy", "acc_top5": "top-5 accuracy"}  # metrics that end so are in percent
 MOST = 6  # panels
