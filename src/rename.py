@@ -34,7 +34,7 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
     hidden = {top for top in root.iterdir() if top.name.startswith(".") and top.name not in HIDDEN}
     tops = sorted(top for top in {*root.iterdir()} - hidden if top.name not in LEFT)
     paths = [path for top in tops for path in (top, *sorted(top.rglob("*"))) if path.suffix in TEXTS and path.is_file()]
-    texts = {path: path.read_text() for path in paths}  # all are read before the first is written
+    texts = {path: text for path in paths if (text := _text(path)) is not None}  # all before the first is written
     changed = []
     for path, text in texts.items():
         new = WORD.sub(name, text)
@@ -45,6 +45,14 @@ def rename(name: str, root: Path = ROOT) -> list[Path]:
             changed.append(path)
     (root / PACKAGE).rename(root / name)
     return changed
+
+
+def _text(path: Path) -> str | None:
+    """What a file says; None where it is no text."""
+    try:
+        return path.read_text()
+    except UnicodeDecodeError:
+        return None
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if cfg.resume is not None and trainer.is_global_zero:
         record.started = partial(records.keep_overrides, cfg, output)
         if resumes:
-            records.restore_csv(logger, output, load_checkpoint(output / LAST)["global_step"])
+            records.restore_csv(logger, output, load_checkpoint(output / LAST))
     trainer.fit(model, datamodule, ckpt_path=str(output / LAST) if resumes else cfg.ckpt_path)
     if spawns and (output / LAST).is_file():
         records.take_over(trainer, load_checkpoint(output / LAST), logger, output)

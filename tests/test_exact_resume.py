@@ -48,7 +48,8 @@ VARIANTS = {
 }
 
 
-OF_THIS_RUN = ("seconds", "images_per_s", "Throughput", "best_k_models", "current_score")  # times, paths, a display
+# times, paths, a display, and what a later start may change
+OF_THIS_RUN = ("seconds", "images_per_s", "Throughput", "best_k_models", "current_score", "max_steps")
 QUICK_STOPS = [
     *(("plateau", 3), ("accumulation", 3), ("frozen", 2), ("average", 3), ("steps", 5), ("validations", 2), ("gan", 3)),
     ("dynamics", 3),
@@ -98,6 +99,19 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     assert exit.value.code == 143
     train(OmegaConf.create(resumed_config(str(tmp_path / "run"))))
     assert_equal(tmp_path / "run", uninterrupted(variant))
+
+
+@pytest.mark.parametrize("first", [7, 10])
+def test_a_training_that_its_steps_ended_within_an_epoch_goes_on_with_more_as_if_it_had_not(
+    first: int, tmp_path: Path
+) -> None:
+    steps = [*SMALL, *VARIANTS["steps"], "scheduler=none"]
+    *_, whole = train_here(composed(*steps, folder=tmp_path / "whole"))
+    *_, folder = train_here(composed(*steps, f"trainer.max_steps={first}", folder=tmp_path))
+    config = OmegaConf.create(resumed_config(str(folder)))
+    config.trainer.max_steps = 18
+    train(config)
+    assert_equal(folder, whole)
 
 
 @pytest.mark.parametrize(("variant", "save", "written"), some_quick(KILLS, QUICK_KILLS))

@@ -31,6 +31,7 @@ def test_the_word_is_renamed_wherever_it_names_the_package_and_nowhere_else(tmp_
         path.write_text(named(text, PACKAGE, PROJECT))
     (tmp_path / ".ruff_cache").mkdir()
     (tmp_path / ".ruff_cache/0123").write_bytes(b"\xff src.")  # no text
+    (tmp_path / "weights").write_bytes(b"\xff src.")
     changed = rename("my_lab", tmp_path)
     one_word = ("my_lab", "my-lab" if PROJECT != PACKAGE else "my_lab")  # the same, once it has been renamed
     renamed = {"PACKAGE/train.py", "conf/model/a.yaml", "Makefile", "PACKAGE/completion.bash"}

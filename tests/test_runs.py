@@ -187,12 +187,13 @@ def test_numbers_are_those_of_a_run_that_ended_and_of_the_checkpoint_it_keeps(tm
 def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
-    write_whole(tmp_path / "csv/metrics.csv", "epoch,step,val/acc\n0,9,0.5\n1,19,0.6\n")
+    rows = ["epoch,step,train/acc,val/acc", "0,9,,0.5", "0,9,0.4,", "1,14,,0.6", "1,14,0.5,", "1,19,,0.7"]
+    write_whole(tmp_path / "csv/metrics.csv", "\n".join([*rows, ""]))
     logger = CSVLogger(tmp_path, name=None, version="csv")
-    restore_csv([logger], tmp_path, steps=10)
-    logger.log_metrics({"val/acc": 0.7}, step=19)
-    logger.save()
-    assert read_metrics(tmp_path)["val/acc"].tolist() == [0.5]
+    progress = {"epoch_progress": {"current": {"completed": 1}}}  # the second ended, as far as max_steps went
+    restore_csv([logger], tmp_path, {"global_step": 15, "loops": {"fit_loop": progress}})
+    kept = pd.read_csv(tmp_path / "csv/metrics.csv").fillna("").astype(str)[["epoch", "step", "train/acc", "val/acc"]]
+    assert kept.values.tolist() == [row.split(",") for row in rows[1:4]]
 
 
 def test_interpolations_in_a_run_folder_stay_text(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_a_run_stopped_in_mid_epoch_and_one_that_was_killed_go_on_to_the_same_bi
         step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
         assert (step % 112 != 0) == (name == "stopped"), "in mid-epoch"
         assert 2 * 112 <= step < 5 * 112
-        done = run_command("-m", "src.train", f"resume={folder}")
+        done = run_command("-m", "src.train", f"resume={folder}", f"data.cache_dir={tmp_path}/cache")
         assert done.returncode == 0, done.stderr
         assert_equal_outcome(folder, tmp_path / "whole")
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class Command:
         self.returncode: int | None = None
 
     def send_signal(self, signum: int) -> None:
-        os.kill(self.pid, signum)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, signum)
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative for the signal that ended it.

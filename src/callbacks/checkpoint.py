@@ -134,6 +134,9 @@ class RunRecord(Callback):
             for count in loops["epoch_progress"].values():
                 count.update(dict.fromkeys(count, count["started"]))
             loops["epoch_loop.state_dict"]["_batches_that_stepped"] += trainer.validating
+        else:
+            for count in loops["epoch_progress"].values():
+                count["processed"] = count["completed"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # the test loads the best checkpoint, which is no place to go on from
@@ -151,7 +154,7 @@ class RunRecord(Callback):
                 partial.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.started is not None:
+        if self.started is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.started()
         loop: Any = trainer.fit_loop
         loop._restarting = False  # else the first epoch leaves a plateau schedule as it is
@@ -219,6 +222,8 @@ class RunRecord(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unsaved = True
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_epoch(trainer)  # cut short by max_steps or max_time: with more of them it goes on from here
         self._agree(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.modules.looking import looking_at
 
+KEPT = ("images", "train_seconds", "flops", "peak")
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices by which a machine is measured
 
 
@@ -20,7 +21,7 @@ class Throughput(Callback):
 
     Attributes:
         images, train_seconds: of all epochs; they count on where a resumed run went on.
-        flops: of a training step, an image, at the end of the training: three times those of the network's forward
+        flops: of a training step, an image, at the start of the training: three times those of the network's forward
             pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). 0 where they are
             not known.
         peak: FLOP/s of a matrix product in the precision of the training, on one device.
@@ -37,6 +38,7 @@ class Throughput(Callback):
         self._start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module)
         self.on_train_epoch_start(trainer, pl_module)  # Lightning leaves it out when a run goes on in mid-epoch
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,7 +55,7 @@ class Throughput(Callback):
         self.train_seconds += seconds
         pl_module.log("train/images_per_s", images / seconds)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         example = pl_module.example_input_array
         if not is_overridden("forward", pl_module) or not isinstance(example, torch.Tensor):
             return
@@ -67,10 +69,11 @@ class Throughput(Callback):
         self.peak = matmul_speed(pl_module.device, str(trainer.precision))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "train_seconds": self.train_seconds}
+        return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images, self.train_seconds = state_dict["images"], state_dict["train_seconds"]
+        for name in KEPT:
+            setattr(self, name, state_dict.get(name, 0))
 
 
 def matmul_speed(device: torch.device, precision: str) -> float:

@@ -69,7 +69,7 @@ class ImageClassifier(Task):
         takes = f"{type(self.network).__name__} must make logits {(len(images), classes)} of images {(*images.shape,)}"
         with looking_at(self):
             try:
-                logits = self.network.forward(images)  # which compiles nothing
+                logits = self.network(images)
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{takes}: {error}") from error
         if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):

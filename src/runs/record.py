@@ -91,14 +91,20 @@ def read_metrics(folder: Path) -> pd.DataFrame:
         raise RunError(f"{path} is no table of metrics: {error}") from error
 
 
-def restore_csv(loggers: list[Any], folder: Path, steps: int) -> None:
-    """Gives the CSV logger the rows that a resumed run had before `steps`; it starts empty otherwise."""
+def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Gives the CSV logger the rows that a run had up to a checkpoint of it; it starts empty otherwise."""
     from lightning.pytorch.loggers import CSVLogger
+
+    ended = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+
+    def stays(row: dict[str, str]) -> bool:  # not what an epoch said at its end that has not ended
+        trained = any(value for name, value in row.items() if name.startswith("train/"))
+        return int(row["step"]) < checkpoint["global_step"] and not (trained and int(row["epoch"]) >= ended)
 
     for logger in loggers:
         if isinstance(logger, CSVLogger) and (path := folder / METRICS).is_file():
             with path.open(newline="") as file:
-                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) < steps]
+                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if stays(row)]
             logger.experiment.metrics = rows
             logger.save()
 
@@ -136,7 +142,7 @@ def take_over(trainer: Any, checkpoint: dict[str, Any], loggers: list[Any], fold
         if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
     trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"] + 1
-    restore_csv(loggers, folder, checkpoint["global_step"])  # the test's processes would begin the file anew
+    restore_csv(loggers, folder, checkpoint)  # the test's processes would begin the file anew
 
 
 def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def attempt(name: str, given: list[str], folder: Path) -> tuple[int, str]:
     before = dict(os.environ)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.chdir(folder)  # for what is written to a place of any name
         patch.setattr("sys.argv", [name, *given, *places])
         patch.setenv("HYDRA_FULL_ERROR", "0")
         try:
@@ -106,7 +107,12 @@ def check(name: str, given: list[str], changed: list[str]) -> None:
             assert not list(Path(folder).glob("logs/train/runs/*/*")), written
 
 
-FOUND: dict[str, list[list[str]]] = {"train": [], "eval": [], "predict": [], "export": []}
+FOUND: dict[str, list[list[str]]] = {
+    "train": [["callbacks.model_checkpoint.monitor=0x1f"]],
+    "eval": [],
+    "predict": [],
+    "export": [],
+}
 
 
 def fuzzed(name: str, examples: int, start: int) -> Callable[[list[str]], None]:
