@@ -96,10 +96,12 @@ def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any]) ->
     from lightning.pytorch.loggers import CSVLogger
 
     ended = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    last = checkpoint["global_step"] - 1
 
-    def stays(row: dict[str, str]) -> bool:  # not what an epoch said at its end that has not ended
+    def stays(row: dict[str, str]) -> bool:
         trained = any(value for name, value in row.items() if name.startswith("train/"))
-        return int(row["step"]) < checkpoint["global_step"] and not (trained and int(row["epoch"]) >= ended)
+        cut = trained and int(row["step"]) == last and int(row["epoch"]) >= ended  # said of an epoch that goes on
+        return int(row["step"]) <= last and not cut
 
     for logger in loggers:
         if isinstance(logger, CSVLogger) and (path := folder / METRICS).is_file():
