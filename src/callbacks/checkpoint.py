@@ -134,7 +134,7 @@ class RunRecord(Callback):
             for count in loops["epoch_progress"].values():
                 count.update(dict.fromkeys(count, count["started"]))
             loops["epoch_loop.state_dict"]["_batches_that_stepped"] += trainer.validating
-        else:
+        else:  # also at the end of an epoch that max_steps cut short, which Lightning has counted by then
             for count in loops["epoch_progress"].values():
                 count["processed"] = count["completed"]
 

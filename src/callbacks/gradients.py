@@ -36,6 +36,10 @@ class GradientNorms(Callback):
                 )
         self._weights = {name: found[name] for name in self.parts}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for norms in self.norms.values():  # those of a checkpoint are on the CPU
+            norms[:] = [norm.to(pl_module.device) for norm in norms]
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for name, weights in self._weights.items():

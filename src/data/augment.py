@@ -202,7 +202,7 @@ class ProgressiveResizing(Transform):
     """Shrink the images to `size` x `size` before epoch `until`, so that these epochs take less time (Howard 2018).
 
     Bilinear, antialiased. It is for networks that average over whatever map there is before their last layer: the
-    ResNets, GoogLeNet without auxiliary heads, NIN, and the speedrun network.
+    ResNets, GoogLeNet, NIN, and the speedrun network. (B, C, H, W) -> (B, C, size, size)
     """
 
     after_normalize = True
