@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.parts import require_image_size
+from src.networks.parts import Conv2d, require_image_size
 
 
 class GoogLeNetOutput(NamedTuple):
@@ -112,7 +112,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, narrow: int, wide: int, kernel: int, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(narrow, wide, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(narrow, wide, kernel, stride, padding=kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(wide, eps=0.001)
         self.relu = relu
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.parts import kaiming_
+from src.networks.parts import Conv2d, kaiming_
 
 # Table 1 of the paper: blocks per stage.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -102,7 +102,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(wide)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(wide, wide, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(wide)
         self.downsample = shortcut or _projection(narrow, wide, stride)
 
@@ -123,11 +123,11 @@ class Bottleneck(nn.Module):
     def __init__(self, narrow: int, width: int, stride: int = 1) -> None:
         super().__init__()
         wide = width * self.expansion
-        self.conv1 = nn.Conv2d(narrow, width, 1, bias=False)
+        self.conv1 = Conv2d(narrow, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
+        self.conv3 = Conv2d(width, wide, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(wide)
         self.downsample = _projection(narrow, wide, stride)
 
