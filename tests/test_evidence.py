@@ -12,6 +12,8 @@ from src.runs.table import Row
 from src.studies import evidence
 from tests.test_report import make_run
 
+COMMAND = "python -m src.train model=vgg11 seed=0 experiment=cifar10_cpu data=cifar10"
+
 
 @pytest.fixture
 def report(tmp_path: Path) -> tuple[list[Row], dict[str, Record]]:
@@ -44,7 +46,7 @@ def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataF
     assert (line["acc"], line["acc_views"]) == pytest.approx((0.92, 0.94))
     assert line["std"] == line["std_views"] == pytest.approx(0.02 * 2**0.5)
     assert (line["minutes"], line["images_per_s"], line["utilisation"]) == (1.5, 1000, 0.5)
-    assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", "python -m src.train")
+    assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", COMMAND)
 
 
 def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(report: tuple[list[Row], dict[str, Record]]) -> None:
@@ -63,6 +65,17 @@ def test_a_row_takes_the_place_of_that_of_its_recipe_and_model(found: pd.DataFra
     assert list(every["model"]) == ["a", "b"]
     pd.testing.assert_frame_equal(evidence.add(pd.DataFrame(), file), every, check_dtype=False)
     assert every["acc"].tolist() == [0.7, pytest.approx(0.92)]
+
+
+def test_a_run_alone_is_a_row_and_runs_without_a_recipe_are_refused(
+    report: tuple[list[Row], dict[str, Record]], tmp_path: Path
+) -> None:
+    alone = read_runs([tmp_path / "1"])[0]
+    (line,) = evidence.rows_of(compare(alone), alone).to_dict("records")
+    assert (line["experiment"], line["acc"]) == ("cifar10_cpu", 0.94)
+    without = read_runs([tmp_path / "2"])[0]
+    with pytest.raises(ValueError, match="none of these runs had a recipe"):
+        evidence.write(compare(without), without)
 
 
 def test_a_recipe_s_head_has_one_model_or_each_by_its_name(found: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ the head of each recipe are written from it. Loads no torch.
 
 import math
 import re
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,19 +35,20 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
         runs: by the name that the rows know them by, with `folder`, `results` and `differing`.
     """
     lines = []
-    for row in filter(_is_evidence, rows):
+    for row in _of_recipes(rows, runs):
         alike = [runs[name] for name in row.runs]
-        first = alike[0].results
+        first, said = alike[0].results, alike[0].differing
         views = [value for value in map(_views, alike) if value is not None]
         seen = tables.spread(views) if len(views) == len(alike) else {"mean": None, "std": None}
         mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in ("seconds", "images_per_s")}
         lines.append({
-            "experiment": row.differing["experiment"], "model": row.differing["model"], "data": row.differing["data"],
+            **{key: said[key] for key in ("experiment", "model", "data")},
             "n": row.n, "acc": row.metrics["test/acc"]["mean"], "std": row.metrics["test/acc"]["std"],
             "acc_views": seen["mean"], "std_views": seen["std"],
             "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"], 1),
             "device": first["device"], **{name: first.get(name) for name in ("matmul_gflops", "utilisation")},
-            "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7], "command": first["command"],
+            "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7],
+            "command": shlex.join(["python", "-m", "src.train", *first["overrides"]]),  # also of a run that went on
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -56,16 +58,16 @@ def curves(rows: Sequence[Row], runs: Mapping[str, Any]) -> Any:
     from src import figures
 
     lines = {}
-    for row in tables.ranked([row for row in rows if _is_evidence(row)], "test/acc"):
+    for row in tables.ranked(_of_recipes(rows, runs), "test/acc"):
         run = runs[row.runs[0]]
         minutes = (run.history["epoch"] + 1) * run.results["train_seconds"] / run.results["epochs"] / 60
-        name = f"{row.differing['model']}, test {shown('acc', row.metrics['test/acc']['values'][0])}"
+        name = f"{run.differing['model']}, test {shown('acc', row.metrics['test/acc']['values'][0])}"
         lines[name] = minutes, run.history["train/acc"]
     return figures.over_minutes(lines) if lines else None
 
 
-def _is_evidence(row: Row) -> bool:
-    return bool(row.differing.get("experiment")) and "test/acc" in row.metrics
+def _of_recipes(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Row]:
+    return [row for row in rows if runs[row.runs[0]].differing.get("experiment") and "test/acc" in row.metrics]
 
 
 def _views(run: Any) -> float | None:
@@ -101,7 +103,13 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
 
 
 def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
-    """Puts rows of a report into the file, and what they say where it is shown; gives the paths of what changed."""
+    """Puts rows of a report into the file, and what they say where it is shown; gives the paths of what changed.
+
+    Raises:
+        ValueError: none of the runs had a recipe and was tested.
+    """
+    if runs and not _of_recipes(rows, runs):
+        raise ValueError("none of these runs had a recipe (experiment=) and came to its test")
     texts = rendered(add(rows_of(rows, runs)))
     changed = [path for path, text in texts.items() if text != path.read_text()]
     for path in changed:
