@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.networks.parts import Conv2d, require_image_size
+from src.networks.parts import require_image_size
 
 
 class SpeedrunNet(nn.Module):
@@ -74,11 +74,11 @@ class SpeedrunNet(nn.Module):
 def _group(narrow: int, wide: int) -> nn.Sequential:
     """Two convolutions and a max pool between them: (B, narrow, H, W) -> (B, wide, H/2, W/2)."""
     return nn.Sequential(
-        Conv2d(narrow, wide, 3, padding=1, bias=False),
+        nn.Conv2d(narrow, wide, 3, padding=1, bias=False),
         nn.MaxPool2d(2),
         nn.BatchNorm2d(wide, momentum=0.4),
         nn.GELU(),
-        Conv2d(wide, wide, 3, padding=1, bias=False),
+        nn.Conv2d(wide, wide, 3, padding=1, bias=False),
         nn.BatchNorm2d(wide, momentum=0.4),
         nn.GELU(),
     )
