@@ -62,6 +62,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
 
     if "LOCAL_RANK" in os.environ:
         threading.Thread(target=end_with_parent, daemon=True).start()
+        by_lightning = "TORCHELASTIC_RUN_ID" not in os.environ
+        if by_lightning and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Ctrl-C goes to all; Lightning would kill the first, which ends this one, if this one ended before it.
+            signal.signal(signal.SIGINT, lambda *_: None)
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
         if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):

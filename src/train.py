@@ -39,6 +39,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
 
     Raises:
         ValueError, FileNotFoundError, ...: the config asks for something that cannot be done.
+        RunError: the checkpoint that it should go on from holds something else than a training's state.
         FloatingPointError: the loss is no longer a number.
     """
     register_resolvers()
@@ -110,11 +111,17 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         if OmegaConf.select(cfg, "extras.print_config"):
             told.print_config(config)
 
-    if cfg.resume is not None and trainer.is_global_zero:
-        record.started = partial(records.keep_overrides, cfg, output)
-        if resumes:
-            records.restore_csv(logger, output, load_checkpoint(output / LAST))
-    trainer.fit(model, datamodule, ckpt_path=str(output / LAST) if resumes else cfg.ckpt_path)
+    start = str(output / LAST) if resumes else cfg.ckpt_path
+    try:
+        if cfg.resume is not None and trainer.is_global_zero:
+            record.started = partial(records.keep_overrides, cfg, output)
+            if resumes:
+                records.restore_csv(logger, output, load_checkpoint(output / LAST))
+        trainer.fit(model, datamodule, ckpt_path=start)
+    except Exception as error:
+        if start is None or record.stepped or cli.user_error(error) is not None:
+            raise
+        raise RunError(f"{start} has no state to go on from: {type(error).__name__}: {error}") from error
     if spawns and (output / LAST).is_file():
         records.take_over(trainer, load_checkpoint(output / LAST), logger, output)
 

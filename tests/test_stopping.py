@@ -125,6 +125,17 @@ def test_all_processes_stop_after_the_same_step_and_go_on_exactly(
     pd.testing.assert_frame_equal(*frames, check_exact=True)
 
 
+def test_ctrl_c_while_the_processes_start_ends_them_all_and_leaves_no_folder(start: Start, tmp_path: Path) -> None:
+    process = start("src.train", *SMALL, f"hydra.run.dir={tmp_path}/run")
+    read_until(process, "given: ")
+    while not any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in living(tmp_path, "ddp_process_1")):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output = ended(process, tmp_path)
+    assert process.returncode == 130, output
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("killed", ["first", "second"])
 def test_the_kill_of_a_process_ends_the_other_with_one_message(killed: str, start: Start, tmp_path: Path) -> None:
     process = start("src.train", *SMALL, f"hydra.run.dir={tmp_path}/run")

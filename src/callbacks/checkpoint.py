@@ -107,6 +107,7 @@ class RunRecord(Callback):
     def __init__(self, folder: str | Path, seed: int, started: Callable[[], None] | None = None) -> None:
         self.folder, self.seed, self.started = Path(folder), seed, started
         self.contents: dict[str, Any] = {}  # plain containers: config, classes, preprocess
+        self.stepped = False  # whether a batch has been trained on
         self._metrics: dict[str, float] = {}  # as last logged before the checkpoint that the run went on from
         self._earlier_seconds = 0.0  # that the run had taken until that checkpoint
         self._random_state: dict[str, Any] = {}
@@ -214,6 +215,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.stepped = True
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # gradients are in no checkpoint
             self._agree(trainer)
 

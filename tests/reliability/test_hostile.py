@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from src.report import report
 from src.runs.folder import RunError, read_csv, write_csv
 from src.runs.run import load_checkpoint, open_run, resumed_config
 from src.sweeps.folder import JOURNAL, entry_point, open_storage, read_jobs, resume_command
+from src.train import train
 from tests.conftest import composed, run_command
 
 COMMANDS = ["resume", "eval", "predict", "export"]
@@ -197,6 +199,38 @@ def test_a_state_names_files_of_its_own_folder_alone(name: str, kind: str, tmp_p
     state[name] = {outside: 0.5} if name == "best_k_models" else outside
     with pytest.raises(ValueError, match="names files outside"):
         check_names(state, f"{tmp_path}/moved/checkpoints")
+
+
+STATES: dict[str, Any] = {
+    "loops": 3,
+    "loops.fit_loop.state_dict": None,
+    "loops.fit_loop.epoch_loop\\.batch_progress": "x",
+    "global_step": [],
+    "state_dict.network\\.classifier\\.weight": {},
+    "optimizer_states": [{}],
+    "lr_schedulers": None,
+    "callbacks": [],
+    "metrics": {"val/acc": "x"},
+    "random_state": ["x"],
+    "train_sums": [None],
+}
+
+
+@pytest.mark.parametrize("place", STATES)
+def test_a_state_that_no_training_left_is_told_in_one_message(place: str, run: Path) -> None:
+    def spoil(checkpoint: dict[str, Any]) -> None:
+        *above, last = (name.replace("\\.", ".") for name in re.split(r"(?<!\\)\.", place))
+        for name in above:
+            checkpoint = checkpoint[name]
+        checkpoint[last] = STATES[place]
+
+    change(run, spoil)
+    before = (run / ".hydra/config.yaml").read_bytes()
+    config = OmegaConf.create(resumed_config(str(run)))
+    config.trainer.max_epochs = 7
+    with pytest.raises(RunError, match=r"last\.ckpt has no state to go on from: \w+Error: "):
+        train(config)
+    assert (run / ".hydra/config.yaml").read_bytes() == before
 
 
 class Harm:
