@@ -36,8 +36,10 @@ USER_ERRORS = (
     *(errors.HydraException, OmegaConfBaseException),
 )
 NO_MEMORY = re.compile("out of memory|allocate|bad_alloc", re.IGNORECASE)
+log = logging.getLogger(__name__)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 LOST = RunError("a process that trains with this one ended before it; resume=latest goes on from the last checkpoint")
+MULTIRUN = {"-m", "--multirun"}
 PARENT = os.getppid()
 SPINS = "1000"  # what GNU's OpenMP itself takes for more threads than cores, instead of 300,000
 GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
@@ -66,12 +68,15 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         if by_lightning and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             # Ctrl-C goes to all; Lightning would kill the first, which ends this one, if this one ended before it.
             signal.signal(signal.SIGINT, lambda *_: None)
+    if not show_traceback:
+        threading.excepthook = tell_of_thread
     register_resolvers()
     with one_line_errors(config_name, show_traceback):
         if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):
             return show(config_name, *sys.argv[asked + 1 : asked + 2])
         check_flags(config_name)
-        sys.argv[1:] = map(switched_off, sys.argv[1:])  # Hydra's own parser reads them from there
+        # Hydra's own parser reads them from there; what follows a flag in their midst it would not know.
+        sys.argv[1:] = sorted(map(switched_off, sys.argv[1:]), key=lambda word: word not in MULTIRUN)
         words = (word.partition("=") for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         config_name = prepare({key: value.strip("'\"") for key, _, value in words}) or config_name
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
@@ -113,16 +118,15 @@ def go_on(given: Given) -> str | None:
     Raises:
         RunError, FileNotFoundError: there is nothing to go on with, or an override changes a whole section.
     """
-    multirun = {"-m", "--multirun"}
     if given.get("resume_sweep", "null") != "null":
         from src.sweeps import resume_command
 
-        more = [word for word in sys.argv[1:] if not word.startswith("resume_sweep=") and word not in multirun]
+        more = [word for word in sys.argv[1:] if not word.startswith("resume_sweep=") and word not in MULTIRUN]
         command = resume_command(Path(given["resume_sweep"]), more)
         os.execv(command[0], command)
     if given.get("resume", "null") == "null":
         return None
-    if multirun & set(sys.argv):
+    if MULTIRUN & set(sys.argv):
         raise RunError("resume= goes on with one run; a sweep goes on with resume_sweep=FOLDER")
     from src.runs.run import resumed_config
 
@@ -213,6 +217,14 @@ def one_line_errors(config_name: str, show_traceback: bool) -> Iterator[None]:
         sys.exit(1)
 
 
+def tell_of_thread(end: threading.ExceptHookArgs) -> None:
+    """One line where a thread fails at a file, as TensorBoard's does on a full disk: the first thread meets it next."""
+    if isinstance(end.exc_value, OSError):
+        log.warning("%s", explain(end.exc_value, ""))
+    else:
+        threading.__excepthook__(end)
+
+
 def end_with_parent() -> None:
     """Ends a process of several that train together once the one that started it has gone."""
     while os.getppid() == PARENT:
@@ -229,6 +241,8 @@ def user_error(error: BaseException) -> BaseException | None:
         return LOST
     while isinstance(error, errors.InstantiationException) and error.__cause__ is not None:
         told, error = str(error), error.__cause__
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # of logging, which hides the file
+        return error.__cause__
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
         advice, told = "lower data.batch_size, data.image_size or the size of the network", str(error).split("\n")[0]
         return ValueError(f"out of memory: {advice} ({told})")
@@ -250,7 +264,7 @@ def explain(error: BaseException, config_name: str) -> str:
         hint = _did_you_mean(difflib.get_close_matches(name, error.options, cutoff=0.5))
         return f"there is no {group}={name}{hint} All: {', '.join(sorted(error.options))}."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror.lower()}"
+        return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
     message = str(error).strip()
     key = re.search(r"Could not override '([^'@]+)", message)
     if isinstance(error, errors.ConfigCompositionException) and key and not message.startswith("In '"):

@@ -58,9 +58,7 @@ FOUND_IN_TRAINING = ["optimized_metric=val/f1", "optimized_metric=train/score"]
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_gets_one_clear_message(override: str, tmp_path: Path, monkeypatch, capsys) -> None:
     folders = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
-    words = sorted(override.split(" "), key=lambda word: word != "-m")
-    flags = [word for word in words if word == "-m"]
-    monkeypatch.setattr("sys.argv", ["train", *flags, *QUICK[:2], *folders, *words[len(flags) :]])
+    monkeypatch.setattr("sys.argv", ["train", *QUICK[:2], *folders, *override.split(" ")])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # `run` changes it for what it starts; afterwards it is as before
     with pytest.raises(SystemExit) as exit:
         cli.run(main, "train")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from src.predict import predict
 from src.report import report
 from src.runs.folder import write_whole
 from src.runs.run import load_checkpoint
-from tests.conftest import composed
+from tests.conftest import QUICK, SILENT, composed, run_command
 from tests.test_eval import evaluated
+from tests.warm import Command
 
 
 @pytest.fixture
@@ -42,6 +45,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_wher
     assert cli.explain(error.value, "train") == f"{last}: file too large"
     assert last.read_bytes() == before
     assert not list(run.glob("**/*.partial*"))
+
+
+def test_a_log_that_cannot_be_written_ends_the_command_with_its_name(run: Path) -> None:
+    (run / "train.log").unlink()
+    (run / "train.log").mkdir()
+    done = run_command("-m", "src.train", f"resume={run}", "trainer.max_epochs=7")
+    assert (done.returncode, done.stderr) == (1, f"error: {run}/train.log: is a directory\n")
+
+
+def test_a_run_whose_folder_is_deleted_ends_without_a_traceback(tmp_path: Path) -> None:
+    options = [*QUICK, *SILENT, "trainer.max_epochs=200", f"hydra.run.dir={tmp_path}/run"]
+    command = Command("-m", "src.train", *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    next(line for line in command.stdout if line.startswith("epoch   1 "))
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    printed = command.stdout.read()
+    assert command.wait() == 1
+    assert re.search(rf"error: {tmp_path}/run/.*: no such file or directory", printed), printed
+    assert "Traceback" not in printed
 
 
 def test_text_that_cannot_be_written_leaves_the_file_before(tmp_path: Path, small_files) -> None:
