@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from src import cli
+from src import cli, errors
 from src.runs import table as tables
 from src.runs.build import build, compose, mode_of
 from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
@@ -246,8 +246,8 @@ def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         try:
             with torch.device("meta"):  # shapes without memory or work
                 costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)
-        except cli.USER_ERRORS as error:
-            failed[name] = str(cli.user_error(error)).splitlines()[0]
+        except errors.USER_ERRORS as error:
+            failed[name] = str(errors.user_error(error)).splitlines()[0]
     return pd.DataFrame(list(costs.values()), index=pd.Index(costs, name="network")), failed
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli
+from src import cli, errors
 from src.data.official import look_for
 from src.runs import record as records
 from src.runs import told
@@ -119,7 +119,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
                 records.restore_csv(logger, output, load_checkpoint(output / LAST))
         trainer.fit(model, datamodule, ckpt_path=start)
     except Exception as error:
-        if start is None or record.stepped or cli.user_error(error) is not None:
+        if start is None or record.stepped or errors.user_error(error) is not None:
             raise
         raise RunError(f"{start} has no state to go on from: {type(error).__name__}: {error}") from error
     if spawns and (output / LAST).is_file():

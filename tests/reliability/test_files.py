@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from src import cli
 from src.callbacks.checkpoint import AtomicCheckpointIO
 from src.data.decode import square
 from src.data.folder import ImageFolder
+from src.errors import explain
 from src.predict import predict
 from src.report import report
 from src.runs.folder import write_whole
@@ -42,7 +42,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_wher
     checkpoint = {**load_checkpoint(last), "more": torch.zeros(1_000_000)}
     with pytest.raises(OSError, match="File too large") as error:
         AtomicCheckpointIO().save_checkpoint(checkpoint, last)
-    assert cli.explain(error.value, "train") == f"{last}: file too large"
+    assert explain(error.value, "train") == f"{last}: file too large"
     assert last.read_bytes() == before
     assert not list(run.glob("**/*.partial*"))
 
