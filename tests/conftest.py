@@ -47,6 +47,18 @@ BLANK = base64.b64decode(
 # Deeper or with norms, they are the same code as those that the quick tests take.
 ALIKE = {"vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn", "resnet34", "resnet50", "resnet101"}
 
+# What a test marked as `tried` is a trial of.
+TRIED = {
+    "hostile": "hostile checkpoints, run folders and sweeps: classes, interpolations, pickles, paths, links, bombs",
+    "kills": "kills at random moments (SIGKILL, SIGTERM, SIGINT), of 16 kinds of training: equal weights and metrics",
+    "stops": "stops and kills at chosen steps and saves, of 14 kinds of training: equal to the last bit",
+    "signals": "signals to one or all of several processes: DDP, torchrun, a SLURM job, a sweep",
+    "numbers": "the same numbers: accumulated, by two processes, watched, evaluated later, in predictions.csv",
+    "options": "random command lines: train, eval, predict, export: each trains, or ends in one message and no folder",
+    "files": "full disks, deleted folders, names of any bytes, images of other depths, pipes, malformed records",
+    "long": "1,000 epochs, 100,000 images, 10,000 classes, 200 readers of a run that trains",
+}
+
 # A network and an amount of data that train in a second.
 QUICK = [
     *("data.limit=200", "data.batch_size=32", "model.network.hidden_units=4"),
@@ -66,6 +78,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of few tests first: theirs take long, and no process shall wait for one of them at the end."""
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: counts[item.path])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if mark := item.get_closest_marker("tried"):
+        item.user_properties.append(("tried", mark.args))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The README's table of reliability, as far as its tests have run."""
+    tried, held = Counter[str](), Counter[str]()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            if report.when == "call" or outcome == "error":
+                for row, *times in (mark for name, mark in report.user_properties if name == "tried"):
+                    tried[row] += (trials := next(iter(times), 1))
+                    held[row] += trials * (outcome == "passed")
+    if tried:
+        terminalreporter.section("reliability")
+        for row, what in TRIED.items():
+            terminalreporter.write_line(f"| {what} | {held[row]:,} of {tried[row]:,} |")
 
 
 def slow_if_alike(*names: str) -> list[Any]:

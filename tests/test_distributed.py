@@ -20,6 +20,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.tried("numbers")
 def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_path: Path) -> None:
     results = {}
     for name, arguments in {

@@ -286,6 +286,7 @@ def test_without_a_run_it_asks_for_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.tried("numbers")
 def test_two_processes_predict_what_one_does(run: Path) -> None:
     written = []
     for more in ([], ["trainer=ddp_cpu"]):

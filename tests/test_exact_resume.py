@@ -82,6 +82,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return run
 
 
+@pytest.mark.tried("stops")
 @pytest.mark.parametrize(("variant", "step"), some_quick(product(VARIANTS, (2, 3, 5, 9)), QUICK_STOPS))
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     variant: str, step: int, uninterrupted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +115,7 @@ def test_a_training_that_its_steps_ended_within_an_epoch_goes_on_with_more_as_if
     assert_equal(folder, whole)
 
 
+@pytest.mark.tried("stops")
 @pytest.mark.parametrize(("variant", "save", "written"), some_quick(KILLS, QUICK_KILLS))
 def test_a_training_killed_before_or_after_a_save_goes_on_as_if_it_had_not_been(
     variant: str,

@@ -20,7 +20,7 @@ from src.sweeps import read_jobs
 from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
 from tests.test_resume import NETWORK
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.tried("signals")]
 SMALL = [
     *(*NETWORK, *SILENT, "optimizer.lr=0.01", "trainer.precision=32-true", "trainer.max_epochs=6", "data.limit=1000"),
     *("data.batch_size=16", "trainer=ddp_cpu"),  # 28 steps an epoch; dropout draws other numbers on each process

@@ -142,6 +142,7 @@ SETS = sorted(
 )
 
 
+@pytest.mark.tried("numbers")
 @pytest.mark.parametrize("name", ["default", *sorted(SETS)])
 def test_training_tests_what_evaluation_finds_in_its_checkpoint(name: str, config, tmp_path: Path) -> None:
     options = [f"callbacks={name}", "trainer.max_epochs=4", "loss.label_smoothing=0.2", "optimizer.lr=0.02"]
@@ -169,6 +170,7 @@ WATCHING = ["tensorboard_pictures", "progress_bar", "throughput", "learning_rate
 DYNAMICS = "+callbacks.dynamics={_target_: src.callbacks.dynamics.Dynamics, folder: '${paths.output_dir}'}"
 
 
+@pytest.mark.tried("numbers")
 def test_callbacks_that_watch_change_no_bit(config) -> None:
     frozen = ["model=resnet20_cifar", "callbacks=linear_probe", "model.network.depth=8", "optimizer.lr=0.02", DYNAMICS]
     few = ["data.limit=120", "data.batch_size=32", "trainer=cpu", "trainer.max_epochs=2", "trainer.precision=32-true"]

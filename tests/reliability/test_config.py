@@ -27,6 +27,7 @@ from src import cli
 from tests.conftest import composed
 
 PREPARE = {"train": cli.go_on, "eval": import_module("src.eval").prepare}
+EXAMPLES = int(os.environ.get("RELIABILITY_EXAMPLES", 300))
 SMALL = ["data.limit=40", "data.batch_size=8", "model.network.hidden_units=2", "trainer=cpu"]
 SMALL += ["trainer.fast_dev_run=true"]
 GROUPS = {
@@ -159,7 +160,7 @@ def test_a_few_command_lines_train_or_end_with_one_message(name: str, trained_ru
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.tried("options", EXAMPLES)
 @pytest.mark.parametrize("name", FOUND)
 def test_command_lines_of_today_train_or_end_with_one_message(name: str, trained_run: Path, tmp_path: Path) -> None:
-    examples = int(os.environ.get("RELIABILITY_EXAMPLES", 300))
-    fuzzed(name, examples, datetime.date.today().toordinal())(options_of(name, trained_run, tmp_path))
+    fuzzed(name, EXAMPLES, datetime.date.today().toordinal())(options_of(name, trained_run, tmp_path))

@@ -26,6 +26,8 @@ from tests.conftest import QUICK, SILENT, composed, run_command
 from tests.test_eval import evaluated
 from tests.warm import Command
 
+pytestmark = pytest.mark.tried("files")
+
 
 @pytest.fixture
 def small_files():

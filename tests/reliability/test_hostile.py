@@ -29,6 +29,7 @@ from src.sweeps.folder import JOURNAL, entry_point, open_storage, read_jobs, res
 from src.train import train
 from tests.conftest import composed, run_command
 
+pytestmark = pytest.mark.tried("hostile")
 COMMANDS = ["resume", "eval", "predict", "export"]
 
 

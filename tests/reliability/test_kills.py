@@ -94,6 +94,7 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.tried("kills", len(SIGNALS))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, images: Path, tmp_path: Path) -> None:
     options = [
