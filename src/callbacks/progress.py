@@ -1,6 +1,7 @@
 """A live bar on terminals, and one line for each epoch everywhere."""
 
 import logging
+import shutil
 import sys
 import time
 from typing import Any
@@ -61,7 +62,8 @@ class ProgressBar(Callback):
         epoch, seconds = self._epoch
         self._epoch = None
         if trainer.is_global_zero:
-            log.info("  ".join([f"epoch {epoch:3d}", *described(trainer.callback_metrics), f"{seconds:.1f} s"]))
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else float("inf")
+            log.info(described(epoch, seconds, trainer.callback_metrics, width))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_start = time.monotonic()  # for a run that goes on in mid-epoch: its epoch has no start
@@ -100,12 +102,22 @@ class ProgressBar(Callback):
         self._stop()
 
 
-def described(metrics: Any) -> list[str]:
-    """What was logged, a text a stage: "train loss 0.1234 acc 98.76 %", "val ...", and the speed."""
-    texts: dict[str, str] = {}
+def described(epoch: int, seconds: float, metrics: Any, width: float) -> str:
+    """What was logged in an epoch: its number, "train loss 0.1234 acc 98.76 %", "val ...", the speed and the seconds.
+
+    On one line, or in a terminal of fewer than its characters, `width`, on one for each of train and val.
+    """
+    stages: dict[str, str] = {}
     for name, value in metrics.items():
         stage, _, rest = name.partition("/")
         if stage in ("train", "val") and rest != "images_per_s":
-            texts[stage] = f"{texts.get(stage, stage)} {rest} {shown(name, float(value))}"
+            stages[stage] = f"{stages.get(stage, stage)} {rest} {shown(name, float(value))}"
+    texts = [stages[stage] for stage in ("train", "val") if stage in stages]
     speed = [f"{float(metrics['train/images_per_s']):,.0f} images/s"] if "train/images_per_s" in metrics else []
-    return [*(texts[stage] for stage in ("train", "val") if stage in texts), *speed]
+    speed += [f"{seconds:.1f} s"]
+    number = f"epoch {epoch:3d}"
+    line = "  ".join([number, *texts, *speed])
+    if len(line) <= width:
+        return line
+    indent = "\n" + " " * len(f"{number}  ")
+    return indent.join(["  ".join([number, *texts[:1], *speed]), *texts[1:]])

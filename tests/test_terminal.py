@@ -1,9 +1,10 @@
-"""The table of layers before a training."""
+"""What a training shows in a terminal: the table of layers before it, a line for each epoch."""
 
 from types import SimpleNamespace
 
 import torch
 
+from src.callbacks.progress import described
 from src.callbacks.summary import Summary
 from src.runs.build import build_model
 from tests.conftest import composed
@@ -23,3 +24,18 @@ def test_it_fits_eighty_columns_and_its_sums_are_those_of_the_network(capsys, mo
     parameters = list(model.parameters())
     count, trained = (sum(p.numel() for p in parameters if p.requires_grad or all_) for all_ in (True, False))
     assert lines[-1].startswith(f"{count:,} parameters, {trained:,} of them trained; ")
+
+
+METRICS = {
+    "train/loss": 2.2758, "train/acc": 0.1422, "val/loss": 2.0007, "val/acc": 0.2639, "val/acc_top5": 0.8889,
+    "train/images_per_s": 1189.3, "lr-SGD": 0.1,
+}  # fmt: skip
+
+
+def test_an_epoch_is_a_line_or_where_that_is_wider_than_the_terminal_two() -> None:
+    train, val, speed = (
+        "train loss 2.2758 acc 14.22 %", "val loss 2.0007 acc 26.39 % acc_top5 88.89 %", "1,189 images/s  7.2 s",
+    )  # fmt: skip
+    whole = f"epoch   3  {train}  {val}  {speed}"
+    assert described(3, 7.21, METRICS, float("inf")) == described(3, 7.21, METRICS, len(whole)) == whole
+    assert described(3, 7.21, METRICS, 80).splitlines() == [f"epoch   3  {train}  {speed}", f"           {val}"]
