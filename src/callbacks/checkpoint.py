@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from src.modules.base import of_each_process
-from src.runs.folder import moved, whole
+from src.runs.folder import METRICS, moved, whole
 from src.runs.run import load_checkpoint
 
 SPAWNED = ".temp.ckpt"  # Lightning's: the weights alone, which a process of ddp_spawn hands to the one that started it
@@ -151,8 +151,9 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         if trainer.is_global_zero:
-            for partial in self.folder.glob(".*.partial.ckpt"):  # of a save that was killed
-                partial.unlink()
+            for folder in (self.folder, (self.folder.parent / METRICS).parent):
+                for partial in folder.glob(".*.partial.*"):  # of a save that was killed
+                    partial.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.started is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
