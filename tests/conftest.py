@@ -96,8 +96,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     held[row] += trials * (outcome == "passed")
     if tried:
         terminalreporter.section("reliability")
-        for row, what in TRIED.items():
-            terminalreporter.write_line(f"| {what} | {held[row]:,} of {tried[row]:,} |")
+        for row in filter(tried.get, TRIED):
+            terminalreporter.write_line(f"| {TRIED[row]} | {held[row]:,} of {tried[row]:,} |")
 
 
 def slow_if_alike(*names: str) -> list[Any]:
