@@ -96,7 +96,7 @@ def read_csv(path: Path, **options: Any) -> Any:
 
 
 def of_texts(frame: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a data frame with its cells changed, but for the columns of numbers, of which there may be thousands."""
+    """A copy of a data frame with its cells changed, but for columns of numbers, of which there may be thousands."""
     frame, texts = frame.copy(), frame.select_dtypes(exclude="number")
     frame[texts.columns] = texts.map(change)
     return frame
