@@ -392,8 +392,8 @@ def test_the_summary_has_a_row_a_configuration_and_the_best_one_its_command(stan
 def test_a_terminal_shows_a_table_of_the_jobs(standin: Standin) -> None:
     code, output = standin.sweep("seed=range(9)", "hydra.launcher.n_jobs=2", env={"FORCE_COLOR": "1", "LINES": "14"})
     assert code == 0, output
-    *_, last = re.split(r"number", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output))
-    assert re.search(r"8 +│ seed=8 +│ done", last)
+    *_, last = re.split(r"overrides", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output))
+    assert re.search(r"8 +│ seed=8 +│ done +│ +\d* +│ +\d+\.\d\d % │ +\d+\.\d ", last)
     assert "seed=0" not in last, "the ones that have been done the longest have no place"
     assert "9 done" in last
 

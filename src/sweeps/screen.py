@@ -8,20 +8,18 @@ import pandas as pd
 from rich.console import Console
 from rich.live import Live
 
-from src.runs.table import rich_table
+from src.runs.table import rich_table, shown
 from src.sweeps.folder import Job
 from src.sweeps.study import Trials
 
 # What does not fit on the screen: the end of the queue, and those that have been done the longest.
 ORDER = ["running", "failed", "out of memory", "killed", "stopped", "queued", "pruned", "done"]
 
-SHOWN = ["number", "label", "status", "reason", "epoch", "value", "seconds"]
-
 
 class Screen:
     """Shows the jobs of a sweep, as many as the terminal has lines for."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str | None) -> None:
         self.metric = metric
         self.console = Console()
         if not self.console.is_terminal:
@@ -34,7 +32,9 @@ class Screen:
         """Says what has become of a job, where there is no table to see it in."""
         if not self.console.is_terminal:
             ended = "" if job.status == "running" else f" after {job.seconds:.1f} s"
-            value = f", {self.metric} {job.value:.4f}" if ended and job.value is not None else ""
+            value = ""
+            if ended and self.metric and job.value is not None:
+                value = f", {self.metric} {shown(self.metric, job.value)}"
             self.say(f"job {job.number} {job.status}{ended}{value}  {job.label}" + (job.reason and f": {job.reason}"))
 
     def watching(self, trials: Trials) -> AbstractContextManager[object]:
@@ -47,11 +47,13 @@ class Screen:
         to_come = (trials.n_trials or 0) - len(trials.study.get_trials(deepcopy=False))
         counts = Counter(job.status for job in jobs) + Counter(queued=to_come)
         ranked = sorted(jobs, key=lambda j: (ORDER.index(j.status), j.number if j.status == "queued" else -j.number))
-        shown = sorted(ranked[: max(4, self.console.height - 8)], key=lambda job: job.number)
+        first = sorted(ranked[: max(4, self.console.height - 8)], key=lambda job: job.number)
         caption = ", ".join(f"{number} {status}" for status, number in counts.items())
-        frame = pd.DataFrame([[getattr(job, name) for name in SHOWN] for job in shown], columns=SHOWN, dtype=object)
-        return rich_table(frame.map(_cell), str(trials.folder), caption)
+        columns = ["job", "overrides", "status", "epoch", self.metric or "value", "seconds"]
+        return rich_table(pd.DataFrame(map(self._row, first), columns=columns), str(trials.folder), caption)
 
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    def _row(self, job: Job) -> list[str]:
+        overrides = job.label + (job.reason and f"\n{job.reason}")
+        epoch = "" if job.epoch is None else str(job.epoch)
+        value = "" if job.value is None else shown(self.metric or "", job.value)
+        return [str(job.number), overrides, job.status, epoch, value, f"{job.seconds:.1f}"]
