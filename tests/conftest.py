@@ -50,7 +50,7 @@ ALIKE = {"vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn", "resnet34",
 # What a test marked as `tried` is a trial of.
 TRIED = {
     "hostile": "hostile checkpoints, run folders and sweeps: classes, interpolations, pickles, paths, links, bombs",
-    "kills": "kills at random moments (SIGKILL, SIGTERM, SIGINT), of 16 kinds of training: equal weights and metrics",
+    "kills": "kills at random moments (SIGKILL, SIGTERM, SIGINT), of 18 kinds of training: equal weights and metrics",
     "stops": "stops and kills at chosen steps and saves, of 14 kinds of training: equal to the last bit",
     "signals": "signals to one or all of several processes: DDP, torchrun, a SLURM job, a sweep",
     "numbers": "the same numbers: accumulated, by two processes, watched, evaluated later, in predictions.csv",

@@ -20,10 +20,7 @@ from src.runs.record import read_metrics, read_results
 from tests.conftest import SILENT, run_command
 from tests.warm import Command
 
-FEW = [
-    *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=5", "data.limit=600", "data.batch_size=8"),
-    *SILENT,
-]
+FEW = [*("trainer.precision=32-true", "trainer.max_epochs=5", "data.limit=600", "data.batch_size=8"), *SILENT]
 # Dropout, augmentation and momentum: all that draws numbers or keeps state.
 DROPS = [
     "model=vgg11",
@@ -62,6 +59,7 @@ VARIANTS = {
         "data.image_size=32",
     ],
     "two networks": ["model=sngan", "model.network.width=4", "data.val_size=0"],
+    "two processes": [*DROPS, "trainer=ddp_cpu"],
 }
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
 
@@ -97,11 +95,9 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 @pytest.mark.tried("kills", len(SIGNALS))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, images: Path, tmp_path: Path) -> None:
-    options = [
-        *FEW,
-        *(word.replace("IMAGES", str(images)) for word in VARIANTS[variant]),
-        f"paths.log_dir={tmp_path}/logs",
-    ]
+    words = [word.replace("IMAGES", str(images)) for word in VARIANTS[variant]]
+    trainer = [] if "trainer=ddp_cpu" in words else ["trainer=cpu"]
+    options = [*FEW, *trainer, *words, f"paths.log_dir={tmp_path}/logs"]
     done = run_command("-m", "src.train", *options, f"hydra.run.dir={tmp_path}/whole")
     assert done.returncode == 0, done.stderr
     seconds = read_results(tmp_path / "whole")["seconds"]
@@ -120,3 +116,26 @@ def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, im
         assert done.returncode == 0, (signum, done.stderr)
         assert_equal_runs(folder, tmp_path / "whole")
         assert not list(folder.glob("**/*.partial*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.tried("kills", len(SIGNALS))
+def test_a_sweep_stopped_at_random_moments_ends_as_one_left_alone(tmp_path: Path) -> None:
+    options = [*FEW, *DROPS, "trainer=cpu", "trainer.max_epochs=3", "seed=0,1", f"paths.log_dir={tmp_path}/logs"]
+    sweep = ["-m", "src.train", "-m", *options]
+    start = time.monotonic()
+    done = run_command(*sweep, f"hydra.sweep.dir={tmp_path}/whole")
+    assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - start
+    for number, signum in enumerate(SIGNALS):
+        folder = tmp_path / str(number)
+        command = Command(*sweep, f"hydra.sweep.dir={folder}", stdout=subprocess.PIPE)
+        next(line for line in command.stdout if line.startswith("job 0 running"))
+        time.sleep(random.Random(f"sweep {number}").uniform(0, 0.8) * seconds)
+        command.send_signal(signum)
+        command.wait()
+        done = run_command(*sweep, f"hydra.sweep.dir={folder}")
+        assert done.returncode == 0, (signum, done.stderr)
+        for job in ("0", "1"):
+            assert_equal_runs(folder / job, tmp_path / "whole" / job)
