@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -185,7 +186,7 @@ def test_numbers_are_those_of_a_run_that_ended_and_of_the_checkpoint_it_keeps(tm
 
 
 def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path) -> None:
-    from lightning.pytorch.loggers import CSVLogger
+    from src.runs.curves import CSVLogger
 
     rows = ["epoch,step,train/acc,val/acc", "0,9,,0.5", "0,9,0.4,", "1,14,,0.6", "1,14,0.5,", "1,19,,0.7"]
     write_whole(tmp_path / "csv/metrics.csv", "\n".join([*rows, ""]))
@@ -194,6 +195,26 @@ def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path)
     restore_csv([logger], tmp_path, {"global_step": 15, "loops": {"fit_loop": progress}})
     kept = pd.read_csv(tmp_path / "csv/metrics.csv").fillna("").astype(str)[["epoch", "step", "train/acc", "val/acc"]]
     assert kept.values.tolist() == [row.split(",") for row in rows[1:4]]
+
+
+def test_a_new_column_in_the_curves_comes_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    from src.runs.curves import CSVLogger
+
+    write_whole(tmp_path / "csv/metrics.csv", "step,of_an_earlier_training\n0,1\n")
+    logger = CSVLogger(tmp_path, name=None, version="csv")
+    for step in range(2):
+        logger.log_metrics({"epoch": step, "val/acc": 0.5}, step)
+    logger.save()
+    before = (tmp_path / "csv/metrics.csv").read_text()
+    logger.log_metrics({"epoch": 2, "test/acc": 0.4}, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            logger.save()
+    assert (tmp_path / "csv/metrics.csv").read_text() == before == "epoch,step,val/acc\n0,0,0.5\n1,1,0.5\n"
+    logger.save()
+    assert (tmp_path / "csv/metrics.csv").read_text() == "epoch,step,test/acc,val/acc\n0,0,,0.5\n1,1,,0.5\n2,2,0.4,\n"
 
 
 def test_interpolations_in_a_run_folder_stay_text(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class CSVLogger(loggers.CSVLogger):
 class Writer(ExperimentWriter):
     """Takes the place of an earlier training's file with its first rows."""
 
-    begun = False
+    columns: list[str] | None = None  # of the file, once it is this training's
 
     def _check_log_dir_exists(self) -> None:
         pass
@@ -37,16 +37,18 @@ class Writer(ExperimentWriter):
         if not self.metrics:
             return
         path = Path(self.metrics_file_path)
-        if self._record_new_keys() or not self.begun:
+        self._record_new_keys()
+        if self.columns != self.metrics_keys:
             rows: list[dict[str, Any]] = []
-            if self.begun:
+            if self.columns is not None:
                 with path.open(newline="") as file:
                     rows = list(csv.DictReader(file))
             with whole(path) as partial, partial.open("w", newline="") as file:
                 table = csv.DictWriter(file, self.metrics_keys)
                 table.writeheader()
                 table.writerows([*rows, *self.metrics])
+            self.columns = list(self.metrics_keys)
         else:
             with path.open("a", newline="") as file:
                 csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
-        self.metrics, self.begun = [], True
+        self.metrics = []
