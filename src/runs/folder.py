@@ -92,7 +92,7 @@ def read_csv(path: Path, **options: Any) -> Any:
     def as_it_was(cell: Any) -> Any:
         return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
 
-    return of_texts(pd.read_csv(path, **options), as_it_was)
+    return of_texts(pd.read_csv(path, float_precision="round_trip", **options), as_it_was)
 
 
 def of_texts(frame: Any, change: Callable[[Any], Any]) -> Any:

@@ -80,7 +80,7 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     text = path.read_text() if path.is_file() else ""
     text = text[: text.rfind("\n") + 1]
     try:
-        frame = pd.read_csv(io.StringIO(text)) if text else pd.DataFrame()
+        frame = pd.read_csv(io.StringIO(text), float_precision="round_trip") if text else pd.DataFrame()
         if "epoch" not in frame:
             return pd.DataFrame()
         frame["epoch"] = frame["epoch"].bfill()  # the learning rate is written before its epoch

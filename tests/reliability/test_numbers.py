@@ -13,23 +13,20 @@ from tests.conftest import SILENT, run_command, train_here
 
 pytestmark = pytest.mark.tried("numbers")
 SMALL = [
-    *("data.limit=360", "data.val_size=40", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3"),
-    *("model.network.hidden_units=8", "optimizer.lr=0.02", "data/augment=none", "test=false", *SILENT),
+    *("data.limit=360", "data.val_size=40", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"),
+    *("model.network.hidden_units=8", "optimizer.lr=0.002", "data/augment=none", "test=false", *SILENT),
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])  # not muon, which rounds to bfloat16
-def test_accumulated_gradients_train_as_a_larger_batch_does(optimizer: str, config: Callable[..., DictConfig]) -> None:
+def test_accumulated_gradients_train_as_a_larger_batch_does(config: Callable[..., DictConfig]) -> None:
     weights = []
     for batches, size in ((1, 32), (4, 8)):
-        options = [f"optimizer={optimizer}", f"data.batch_size={size}", f"trainer.accumulate_grad_batches={batches}"]
+        options = [f"data.batch_size={size}", f"trainer.accumulate_grad_batches={batches}"]
         _, objects, _ = train_here(config(*SMALL, *options, f"paths.output_dir=${{paths.log_dir}}/{size}"))
-        assert objects["trainer"].global_step == 3 * 10
+        assert objects["trainer"].global_step == 10
         weights.append(objects["model"].state_dict())
     for name, value in weights[0].items():
-        torch.testing.assert_close(
-            weights[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda told, name=name: f"{name}: {told}"
-        )
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_the_accuracy_that_training_reports_is_that_of_the_predictions_in_the_file(run) -> None:
