@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from src.errors import LOST, all_keys, explain, nearest_keys, user_error
 from src.help import show
-from src.runs.build import VERSION_BASE, compose, register_resolvers, unchecked
+from src.runs.build import REPLACES, VERSION_BASE, compose, register_resolvers, unchecked
 from src.runs.folder import CONF, RunError
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def go_on(given: Given) -> str | None:
             config["model"][key] = f"${{{key}}}"  # so that an override changes both
     own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
-    ConfigStore.instance().store("resumed", {**config, "defaults": defaults, "hydra": own})
+    ConfigStore.instance().store("resumed", {**config, "defaults": defaults, "hydra": own}, **REPLACES)
     return "resumed"
 
 

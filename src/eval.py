@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from src.runs.build import SPLITTING, build
+from src.runs.build import REPLACES, SPLITTING, build
 from src.runs.evaluated import read_answers
 from src.runs.folder import RunError, events_folder, write_csv, write_json, write_whole
 from src.runs.run import Run, open_run
@@ -33,7 +33,7 @@ def prepare(given: cli.Given) -> None:
     name = given.get("ckpt_path") or given.get("run", "null")
     if name != "null":
         run = open_run(name, cli.log_dir(given), cli.trusted(given))
-        ConfigStore.instance().store(group="data", name="run", node=run.config.data)
+        ConfigStore.instance().store(group="data", name="run", node=run.config.data, **REPLACES)
 
 
 def evaluate(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:

@@ -11,6 +11,7 @@ from src.runs.folder import CONF, new_run
 # Hydra 1.4 deprecates what 1.3 needs, and asks for what 1.3 does not know.
 NEXT = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
+REPLACES: Any = {"replace": True} if NEXT else {}  # what a second opening of a run puts into Hydra's store
 
 LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
 # What of a data section decides which images are held out, by split.
