@@ -111,12 +111,12 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         if OmegaConf.select(cfg, "extras.print_config"):
             told.print_config(config)
 
+    if cfg.resume is not None and trainer.is_global_zero:
+        record.started = partial(records.keep_overrides, cfg, output)
     start = str(output / LAST) if resumes else cfg.ckpt_path
     try:
-        if cfg.resume is not None and trainer.is_global_zero:
-            record.started = partial(records.keep_overrides, cfg, output)
-            if resumes:
-                records.restore_csv(logger, output, load_checkpoint(output / LAST))
+        if resumes and trainer.is_global_zero:
+            records.restore_csv(logger, output, load_checkpoint(output / LAST))
         trainer.fit(model, datamodule, ckpt_path=start)
     except Exception as error:
         if start is None or record.stepped or errors.user_error(error) is not None:
