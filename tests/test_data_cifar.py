@@ -21,7 +21,7 @@ from tests.conftest import DATASETS, needs_cifar10, serving
 
 
 def ready(root, kind=CIFAR10, **options):
-    data = kind(**{"root": str(root), "num_classes": 10, "image_size": 32, "batch_size": 8} | options)
+    data = kind(**{"root": str(root), "num_classes": 10, "image_size": 32, "batch_size": 8, "download": True} | options)
     data.prepare_data()
     data.setup()
     return data

@@ -41,7 +41,7 @@ class Torchvision(SourceDataModule):
     """
 
     def __init__(
-        self, *, name: str, download: bool = True, options: Mapping[str, Any] | None = None, **others: Any
+        self, *, name: str, download: bool = False, options: Mapping[str, Any] | None = None, **others: Any
     ) -> None:
         super().__init__(**others)
         if name not in NAMES:
@@ -101,22 +101,29 @@ class HuggingFace(SourceDataModule):
 
     Args:
         name: of the data set on the hub, or the folder.
+        download: take it from the hub; else only a folder is read, and nobody asked.
         image_column, label_column: None takes the one column of images, and the one of class labels.
         options: for `datasets.load_dataset`, such as {name: a configuration, revision: a tag}.
         others: options of `SourceDataModule`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no such data set on the hub, or it must not be asked.
     """
 
     def __init__(
         self,
         *,
         name: str,
+        download: bool = False,
         image_column: str | None = None,
         label_column: str | None = None,
         options: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.place, self.options = name, dict(options or {})
+        if name == "pandas":
+            raise ValueError("data.name=pandas would read pickles, and reading one may run code.")
+        self.place, self.download, self.options = name, download, dict(options or {})
         self.image_column, self.label_column = image_column, label_column
 
     def fetch(self) -> None:
@@ -129,9 +136,13 @@ class HuggingFace(SourceDataModule):
     @cached_property
     def _tables(self) -> dict[str, "Table"]:
         try:
-            from datasets import load_dataset, load_from_disk
+            from datasets import config, load_dataset, load_from_disk
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
+        if not self.download:
+            if not Path(self.place).is_dir():
+                raise FileNotFoundError(f"data.name={self.place} is no folder here; data.download=true asks the hub.")
+            config.HF_HUB_OFFLINE = True
         saved = any(Path(self.place, file).is_file() for file in ("dataset_dict.json", "state.json"))
         try:
             found = load_from_disk(self.place) if saved else load_dataset(self.place, **self.options)

@@ -25,7 +25,7 @@ class OfficialDataModule(MemoryDataModule):
     source: ClassVar[Any]  # torchvision's class: the names of the files, and all checksums
     unless = ""  # when the files are meant to be others
 
-    def __init__(self, *, download: bool = True, mirror: str | None = None, **options: Any) -> None:
+    def __init__(self, *, download: bool = False, mirror: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.download, self.mirror = download, mirror
         self.folder = self.root / self.source.base_folder

@@ -28,7 +28,7 @@ def look_for(data: Mapping[str, Any] | None) -> None:
         return
     root = Path(data.get("root", ""))  # what a config leaves out is as its class has it
     if not (root / OFFICIAL[name][1]).is_dir():
-        if not data.get("download", True):
+        if not data.get("download"):
             raise absent(name, root, "no such folder")
         find(name, root, data.get("mirror"))
 

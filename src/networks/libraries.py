@@ -75,6 +75,8 @@ class TimmNetwork(nn.Module):
             raise ModuleNotFoundError(f"model=timm (network '{name}') needs timm: pip install timm") from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
+        if options and "checkpoint_path" in options:
+            raise ValueError("model.network.options.checkpoint_path: say model.weights=PATH, which is read safely.")
         configuration = timm.get_pretrained_cfg(name)
         size = {"img_size": image_size} if configuration and configuration.fixed_input_size else {}
         self.name, self.options = name, {"in_chans": channels, **size, **(options or {})}

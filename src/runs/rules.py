@@ -126,7 +126,7 @@ RULES: dict[str, Rule] = {
     "data.std": choice("imagenet", "half") | several(ABOVE_0, (1, 3)) | NULL,
     "data._convert_": choice("none", "partial", "object", "all"),
     "data.root": TEXT,
-    "data.balance STL10.checksum CIFAR*.download STL10.download Torchvision.download": FLAG,
+    "data.balance STL10.checksum CIFAR*.download STL10.download Torchvision.download HuggingFace.download": FLAG,
     "MapDataset.mode Torchvision.mode HuggingFace.mode Shards.mode": choice("memory", "stream"),
     "Image*.mode": choice("auto", "memory", "stream"),
     "Image*.broken": choice("fail", "skip"),

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.runs.build import build, build_model, register_resolvers
 from src.runs.evaluated import read_temperature
-from src.runs.folder import CHECKPOINTS, CONFIG, LAST, LOGS, PREDICTIONS, RunError, find_run, moved, read_csv
+from src.runs.folder import CHECKPOINTS, LAST, LOGS, PREDICTIONS, RunError, find_run, moved, read_csv
 from src.runs.record import read_metrics, read_results
-from src.runs.trust import check_config, check_links, check_places, walk
+from src.runs.trust import PREPROCESS, check_config, check_links, check_places, walk
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,17 +93,19 @@ def saved_config(
     Raises:
         RunError: it asks for what no saved config may build, or have written.
     """
-    config = checkpoint["config"]
-    paths, data = config.get("paths"), config.get("data")
-    known = isinstance(paths, dict) and isinstance(data, dict)
-    if not known or not all(isinstance(paths.get(name), str) for name in ("output_dir", "log_dir")):
+    config, here = checkpoint["config"], str(folder.resolve())
+    known = all(isinstance(config.get(name), dict) for name in ("paths", "data", "model", "trainer"))
+    if not known or not all(isinstance(config["paths"].get(name), str) for name in ("output_dir", "log_dir")):
         raise RunError(f"{folder} has a checkpoint whose config is none of this project's")
-    check_config({**config, "data": {**data, **checkpoint["preprocess"]}}, trusted)
-    config = moved(config, paths["log_dir"], str(logs))
-    config = moved(config, config["paths"]["output_dir"], str(folder.resolve()))
+    preprocess = checkpoint["preprocess"]
+    check_config({**config, "data": {**config["data"], **preprocess}}, trusted)
+    if more := set(preprocess) - PREPROCESS:
+        raise RunError(f"the saved config's data would be joined by {sorted(more)[0]!r}; a run's own is not")
+    config = moved(config, config["paths"]["log_dir"], str(logs))
+    config = moved(config, config["paths"]["output_dir"], here)
+    config["trainer"]["default_root_dir"] = config["trainer"].get("default_root_dir") or here
     check_places(config, [folder, Path(logs)], given)
-    if (folder / CONFIG).is_file():
-        check_links(folder)
+    check_links(folder)
     for place, value in walk({"data": config["data"]}):
         if isinstance(value, dict):
             off = {"download": False, "mirror": None}
@@ -129,6 +131,11 @@ def resumed_config(
     if not found:
         raise RunError(f"{folder} has no {LAST} to resume from: start the run again")
     config = saved_config(folder, load_checkpoint(found[0]), trusted, logs, given)
+    weights = config["model"].get("weights")
+    if found[0] != folder / LAST and weights in ("imagenet", "pretrained") and "model.weights" not in given:
+        raise RunError(
+            f"{folder} begins again, from weights that may have to be downloaded: add model.weights={weights}"
+        )
     return {**config, "resume": str(folder)}
 
 

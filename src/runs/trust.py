@@ -1,8 +1,9 @@
 """What a config that lies in a run folder may say: it is data, which somebody else may have written.
 
-Nothing in it is interpolated. Each place in it builds only the kind of object that it is there for, from the packages
-trusted here; packages of your own are named in `trusted` of conf/train.yaml. What it has written, is written into its
-folder, or where this machine's logs lie.
+Nothing in it is interpolated. Each place in it builds only the kind of object that it is there for, of this project or
+from the modules of libraries that such objects are defined in; packages of your own, and other modules of libraries,
+are named in `trusted` of conf/train.yaml. What it has written, is written into its folder, or where this machine's logs
+lie.
 """
 
 import re
@@ -10,40 +11,49 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.runs.folder import CONF, RunError, read_yaml
+from src.runs.folder import CONF, CONFIG, RunError, read_yaml
 
-TRUSTED = {"src", "lightning", "timm", "torch", "torchmetrics", "torchvision"}
+PREPROCESS = {"image_size", "mean", "std", "resize"}  # what a checkpoint says of its data beside the config
 MOST, DEEPEST = 100_000, 1_000  # values, and letters of a place: a config that has more was made to hang its reader
 
-# The kind of object that each place of a config builds. Elsewhere nothing is built.
+# The kind of object that each place of a config builds, and where libraries define such objects: there, constructing
+# one neither reads nor fetches anything. Elsewhere nothing is built.
 SOURCE = r"data\.(val_|test_)?source"
-DATASET, MODULE = "torch.utils.data.Dataset", "torch.nn.Module"
-KINDS = {
-    r"data": "lightning.LightningDataModule",
-    r"data\.augment(\..+)?": MODULE,
-    rf"{SOURCE}": DATASET,
-    rf"{SOURCE}\.transform(\..+)?": MODULE,
-    r"model": "lightning.LightningModule",
-    r"model\.network(\..+)?": MODULE,
-    r"(model\.)?loss(\..+)?": MODULE,
-    r"(model\.)?metrics(\..+)?": "torchmetrics.Metric",
-    r"(model\.)?optimizer(\..+)?": "torch.optim.Optimizer",
-    r"(model\.)?scheduler(\..+)?": "torch.optim.lr_scheduler.LRScheduler",
-    r"callbacks\.[^.]+": "lightning.Callback",
-    r"logger\.[^.]+": "lightning.pytorch.loggers.Logger",
-    r"trainer": "lightning.Trainer",
-    r"trainer\.strategy": "lightning.pytorch.strategies.Strategy",
-    r"trainer\.profiler": "lightning.pytorch.profilers.Profiler",
+MODULE, TRANSFORMS = "torch.nn.Module", ("torch.nn", "torchvision.transforms")
+NETWORKS = ("torch.nn", "torchvision.models", "torchvision.ops", "timm.layers", "timm.models")
+METRICS = [
+    f"torchmetrics.{name}"
+    for name in ("aggregation", "classification", "clustering", "nominal", "regression", "segmentation", "wrappers")
+]
+KINDS: dict[str, tuple[str, Collection[str]]] = {
+    r"data": ("lightning.LightningDataModule", ()),
+    r"data\.augment(\..+)?": (MODULE, TRANSFORMS),
+    rf"{SOURCE}": ("torch.utils.data.Dataset", ("torchvision.datasets",)),
+    rf"{SOURCE}\.transform(\..+)?": (MODULE, TRANSFORMS),
+    r"model": ("lightning.LightningModule", ()),
+    r"model\.network(\..+)?": (MODULE, NETWORKS),
+    r"(model\.)?loss(\..+)?": (MODULE, ("torch.nn", "timm.loss")),
+    r"(model\.)?metrics(\..+)?": ("torchmetrics.Metric", METRICS),
+    r"(model\.)?optimizer(\..+)?": ("torch.optim.Optimizer", ("torch.optim", "timm.optim")),
+    r"(model\.)?scheduler(\..+)?": ("torch.optim.lr_scheduler.LRScheduler", ("torch.optim",)),
+    r"callbacks\.[^.]+": ("lightning.Callback", ("lightning.pytorch.callbacks",)),
+    r"logger\.[^.]+": ("lightning.pytorch.loggers.Logger", ("lightning.pytorch.loggers",)),
+    r"trainer": ("lightning.Trainer", ("lightning.pytorch.trainer",)),
+    r"trainer\.strategy": ("lightning.pytorch.strategies.Strategy", ("lightning.pytorch.strategies",)),
+    r"trainer\.profiler": ("lightning.pytorch.profilers.Profiler", ("lightning.pytorch.profilers",)),
 }
+# Data sets of torchvision that unpickle what they find in their folder, or write there.
+REFUSED = ("torchvision.datasets.lsun", "torchvision.datasets.phototour")
 # Places whose objects write files, and what looks like the place of a file, by its name or by itself.
 WRITERS = r"(callbacks|logger|trainer)\."
-PLACES = r".*(dir|dirpath|_path|location|folder)|_args_"
+PLACES = r".*(dir|dirpath|_path|location|folder|_registry)|_args_"
+WRITTEN = ("export", "figures", "tensorboard")  # folders in a run's, that commands write into
 ELSEWHERE = r"~|.*://|(.*[/\\])?\.\.([/\\]|$)|[/\\]"
 
 
 def trusted_packages(more: Iterable[str] = ()) -> set[str]:
-    """The packages whose classes a saved config may build: those of this project, of conf/train.yaml, and `more`."""
-    return {*TRUSTED, *((read_yaml(CONF / "train.yaml") or {}).get("trusted") or ()), *(more or ())}
+    """The user's own packages, whose classes a saved config may build: those of conf/train.yaml, and `more`."""
+    return {*((read_yaml(CONF / "train.yaml") or {}).get("trusted") or ()), *(more or ())}
 
 
 def check_config(config: Any, trusted: Iterable[str] = ()) -> None:
@@ -92,10 +102,13 @@ def check_places(config: dict[str, Any], own: Collection[Path], given: Collectio
 def check_links(folder: Path) -> None:
     """Refuses a run folder with a symbolic link in it that leads out.
 
+    Around a checkpoint that lies elsewhere, only what commands write into is looked at.
+
     Raises:
         RunError: there is one.
     """
-    for path in folder.rglob("*"):
+    tops = [folder] if (folder / CONFIG).is_file() else [folder / name for name in WRITTEN]
+    for path in (path for top in tops for path in (top, *top.rglob("*"))):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{path} is a link to {path.resolve()}, outside the run folder, which is refused: remove it")
 
@@ -121,15 +134,16 @@ def walk(content: Any) -> Iterator[tuple[str, Any]]:
     raise RunError("the saved config holds more, or deeper, than a run's own")
 
 
-def _check_target(target: Any, packages: set[str], place: str) -> None:
+def _check_target(target: Any, own: set[str], place: str) -> None:
     from hydra.utils import get_class
 
-    kind = next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, place)), None)
+    kind, homes = next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, place)), (None, ()))
     refused = f"the saved config asks for {target!r} under {place!r}; that is refused, for "
     if kind is None:
         raise RunError(f"{refused}nothing is built there")
     package = str(target).partition(".")[0]
-    if not isinstance(target, str) or package not in packages:
+    trusted = _within(str(target), own)
+    if not isinstance(target, str) or not (trusted or package in {"src", *(home.split(".")[0] for home in homes)}):
         raise RunError(f"{refused}{package} is not among the packages trusted here (trusted in conf/train.yaml)")
     try:
         found = get_class(target)
@@ -137,13 +151,10 @@ def _check_target(target: Any, packages: set[str], place: str) -> None:
         raise RunError(f"{refused}there is no such class here ({error})") from error
     if not issubclass(found, get_class(kind)):
         raise RunError(f"{refused}it is no {kind}")
-    if kind == DATASET and _may_unpickle(found.__module__):
-        raise RunError(
-            f"{refused}of the libraries' data sets only torchvision's open here: others unpickle what they read"
-        )
+    module = found.__module__
+    if not trusted and (not _within(module, ("src", *homes)) or _within(module, REFUSED)):
+        raise RunError(f"{refused}{module} is not among the modules trusted there (trusted in conf/train.yaml)")
 
 
-def _may_unpickle(module: str) -> bool:
-    """Whether a data set of this module may unpickle files, as torch's pipes, timm's tar reader and LSUN's cache do."""
-    library = module.partition(".")[0] in TRUSTED - {"src"}
-    return library and (not module.startswith("torchvision.datasets.") or module.endswith(".lsun"))
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)

@@ -72,21 +72,26 @@ def refused(run: Path, message: str) -> None:
 
 TARGETS = {
     "model.loss": "os.system",
+    "loss": "torchmetrics.functional.image.lpips._LPIPS",
     "model.network": "torch.hub.load",
+    "model.network.stem": "torch.distributed.nn.RemoteModule",
     "model": "torch.load",
     "model.optimizer": "subprocess.Popen",
     "model.scheduler.factory": "builtins.exec",
     "model.metrics.f1": "pandas.read_pickle",
+    "metrics.lpips": "torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity",
     "callbacks.early_stopping": "joblib.load",
     "callbacks.x": "src.data.folder.ImageFolder",
     "callbacks.x.y": "lightning.pytorch.callbacks.EarlyStopping",
     "logger.x": "src.runs.folder.write_whole",
-    "data": "src.data.files.ensure_files",
+    "data": "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule",
     "data.limit": "src.data.official.find",
     "data.root": "src.data.digits.Digits",
     "data.augment.flip": "src.runs.build.build",
     "data.source": "torch.utils.data.datapipes.iter.FileOpener",
+    "data.source.transform": "torchmetrics.functional.image.lpips._LPIPS",
     "data.val_source": "torchvision.datasets.LSUN",
+    "data.test_source": "torchvision.datasets.PhotoTour",
     "trainer": "lightning.pytorch.cli.LightningCLI",
     "trainer.strategy": "lightning.Trainer",
     "trainer.profiler": "shutil.rmtree",
@@ -128,6 +133,9 @@ VALUES = {
     "logger.x.tracking_uri": "http://example.org",
     "trainer.default_root_dir": "VICTIM",
     "trainer.profiler.dirpath": "VICTIM",
+    "trainer.model_registry": "somebody/here",
+    "trainer": [],
+    "model": None,
     "data.cache_dir": "VICTIM",
     "data.options.cache_dir": "VICTIM",
     "paths": None,
@@ -142,7 +150,7 @@ def test_a_value_that_no_run_has_is_refused(place: str, run: Path, tmp_path: Pat
     value = f"{tmp_path}/victim" if VALUES[place] == "VICTIM" else VALUES[place]
     change(run, lambda checkpoint: put(checkpoint["config"], place, value))
     first = place.partition(".")[0]
-    refused(run, "none of this project's" if first == "paths" or place == "data" else first)
+    refused(run, "none of this project's" if first == "paths" or place in ("data", "model", "trainer") else first)
 
 
 def test_what_the_command_line_says_is_the_users_own(run: Path, tmp_path: Path) -> None:
@@ -161,8 +169,62 @@ def test_an_opened_run_downloads_nothing_unless_told(run: Path) -> None:
     assert resumed_config(str(run), given=["data.download"])["data"]["download"] is True
 
 
+def test_a_run_that_begins_again_fetches_no_weights_unless_told(run: Path) -> None:
+    change(run, lambda checkpoint: put(checkpoint["config"], "model.weights", "imagenet"))
+    resumed_config(str(run))  # its checkpoint has the weights
+    (run / "checkpoints/last.ckpt").unlink()
+    with pytest.raises(RunError, match=r"add model\.weights=imagenet"):
+        resumed_config(str(run))
+    assert resumed_config(str(run), given=["model.weights"])["model"]["weights"] == "imagenet"
+
+
+def test_what_lightning_writes_on_its_own_lands_in_the_run_folder(run: Path) -> None:
+    change(run, lambda checkpoint: put(checkpoint["config"], "trainer.default_root_dir", None))
+    assert resumed_config(str(run))["trainer"]["default_root_dir"] == str(run.resolve())
+
+
+@pytest.mark.parametrize("name", ["cifar.CIFAR10", "stl10.STL10", "catalogue.Torchvision", "catalogue.HuggingFace"])
+def test_a_config_that_leaves_the_download_out_has_none(name: str, run: Path, tmp_path: Path, monkeypatch) -> None:
+    from torchvision.datasets import utils
+
+    def reach(*options: Any, **more: Any) -> None:
+        (tmp_path / "harmed").mkdir()
+
+    monkeypatch.setattr(utils, "download_url", reach)
+    monkeypatch.setattr("src.data.files.download_url", reach)
+    monkeypatch.setattr("src.data.official._no_answer", reach)
+    options = {"_target_": f"src.data.{name}", "root": str(tmp_path), "name": "CIFAR10", "num_classes": 10}
+    options |= {} if name.startswith("catalogue") else {"name": None}
+
+    def ask(checkpoint: dict[str, Any]) -> None:
+        old = checkpoint["config"]["data"]
+        kept = {key: old[key] for key in ("image_size", "batch_size", "val_size")}
+        checkpoint["config"]["data"] = {**kept, **{key: each for key, each in options.items() if each is not None}}
+
+    change(run, ask)
+    if name.endswith("HuggingFace"):
+        pytest.importorskip("datasets", reason="datasets is an optional extra")
+    with pytest.raises(FileNotFoundError, match=r"data\.download=(true|false)"):
+        open_run(run).datamodule.prepare_data()
+
+
+def test_what_would_unpickle_or_take_weights_from_elsewhere_is_no_option() -> None:
+    from src.data.catalogue import HuggingFace
+    from src.networks.libraries import TimmNetwork
+
+    with pytest.raises(ValueError, match="may run code"):
+        HuggingFace(name="pandas", num_classes=2, image_size=8, options={"data_files": "evil.pkl"})
+    pytest.importorskip("timm", reason="timm is an optional extra")
+    with pytest.raises(ValueError, match=r"model\.weights=PATH, which is read safely"):
+        TimmNetwork(options={"checkpoint_path": "evil.pth"})
+
+
 @pytest.mark.parametrize(
-    "part", [{"_target_": "os.mkdir", "path": "harmed"}, {"mean": "${oc.env:HOME}"}, {"defaults": []}, {"x": {1, 2}}]
+    "part",
+    [
+        *({"_target_": "os.mkdir", "path": "harmed"}, {"mean": "${oc.env:HOME}"}, {"defaults": []}, {"x": {1, 2}}),
+        *({"cache_dir": "/"}, {"download": True, "mirror": "http://example.org"}, {"root": "/"}),
+    ],
 )
 def test_what_joins_the_config_from_beside_it_is_checked_too(part: dict[str, Any], run: Path) -> None:
     change(run, lambda checkpoint: checkpoint["preprocess"].update(part))
@@ -312,6 +374,16 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, run: Path, tm
     shutil.rmtree(run / name, ignore_errors=True)
     (run / name).symlink_to(tmp_path / LINKS[name])
     refused(run, "outside the run folder, which is refused")
+
+
+@pytest.mark.parametrize("name", ["export", "figures/eval", "tensorboard"])
+def test_beside_a_checkpoint_alone_nothing_is_written_through_a_link(name: str, run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / ".hydra")
+    shutil.rmtree(run / name, ignore_errors=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(RunError, match="outside the run folder, which is refused"):
+        open_run(run / "checkpoints/last.ckpt").config  # noqa: B018
 
 
 YAML = {
