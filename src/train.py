@@ -116,7 +116,9 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     start = str(output / LAST) if resumes else cfg.ckpt_path
     try:
         if resumes and trainer.is_global_zero:
-            records.restore_csv(logger, output, load_checkpoint(output / LAST))
+            state = load_checkpoint(output / LAST)
+            goes_on = trainer.max_steps == -1 or state["global_step"] < trainer.max_steps
+            records.restore_csv(logger, output, state, goes_on)
         trainer.fit(model, datamodule, ckpt_path=start)
     except Exception as error:
         if start is None or record.stepped or errors.user_error(error) is not None:

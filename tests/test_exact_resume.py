@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, product
@@ -113,6 +114,15 @@ def test_a_training_that_its_steps_ended_within_an_epoch_goes_on_with_more_as_if
     config.trainer.max_steps = 18
     train(config)
     assert_equal(folder, whole)
+
+
+def test_a_training_killed_after_its_last_step_within_an_epoch_keeps_what_that_epoch_said(tmp_path: Path) -> None:
+    steps = [*SMALL, *VARIANTS["steps"], "scheduler=none", "trainer.max_steps=7"]
+    *_, whole = train_here(composed(*steps, folder=tmp_path / "whole"))
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run/results.json").unlink()
+    train(OmegaConf.create(resumed_config(str(tmp_path / "run"))))
+    assert_equal(tmp_path / "run", whole)
 
 
 @pytest.mark.tried("stops")

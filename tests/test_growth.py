@@ -65,5 +65,5 @@ def test_memory_and_open_files_are_flat_over_thirty_epochs(tmp_path: Path, data:
     assert len(memory) == 30
     early, late = memory[5:15].max(), memory[15:].max()
     assert late - early < 8 * MEGABYTE, memory.tolist()
-    assert files[5:].max() == files[5:].min(), files.tolist()
-    assert threads[5:].max() == threads[5:].min(), threads.tolist()
+    for counts in (files, threads):  # the fewest: those of a worker that is just ending come and go
+        assert counts[15:].min() == counts[5:15].min(), counts.tolist()

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src.runs.values import check_values
-from tests.conftest import QUICK, ROOT, SILENT, composed, run_command
+from tests.conftest import QUICK, ROOT, SILENT, TRIED, composed, run_command
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -66,3 +66,9 @@ def test_train_resume_evaluate_predict_export_and_report_work_one_after_another(
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z-]+)", TEXT)) <= targets
+
+
+def test_the_table_of_reliability_has_all_that_the_suite_tries_and_all_of_it_held() -> None:
+    lines = re.findall(r"^\| (.+) \| ([\d,]+) of ([\d,]+) \|$", TEXT, re.MULTILINE)
+    assert [what for what, _, _ in lines] == list(TRIED.values())
+    assert all(held == tried for _, held, tried in lines)

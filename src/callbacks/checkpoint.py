@@ -156,8 +156,6 @@ class RunRecord(Callback):
                     partial.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.started is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.started()
         loop: Any = trainer.fit_loop
         loop._restarting = False  # else the first epoch leaves a plateau schedule as it is
         if loop.epoch_progress.current.ready == loop.epoch_progress.current.processed:
@@ -167,6 +165,8 @@ class RunRecord(Callback):
         for kind, state in self._random_state.items():
             if state is not None:
                 {"cpu": torch, "cuda": torch.cuda}[kind].set_rng_state(state.cpu())
+        if self.started is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.started()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_epoch(trainer)

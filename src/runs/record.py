@@ -91,8 +91,12 @@ def read_metrics(folder: Path) -> pd.DataFrame:
         raise RunError(f"{path} is no table of metrics: {error}") from error
 
 
-def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Gives the CSV logger the rows that a run had up to a checkpoint of it; it starts empty otherwise."""
+def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any], goes_on: bool = True) -> None:
+    """Gives the CSV logger the rows that a run had up to a checkpoint of it; it starts empty otherwise.
+
+    Args:
+        goes_on: whether steps are left, which an epoch that was cut short is measured over anew.
+    """
     from lightning.pytorch.loggers import CSVLogger
 
     ended = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
@@ -100,7 +104,7 @@ def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any]) ->
 
     def stays(row: dict[str, str]) -> bool:
         trained = any(value for name, value in row.items() if name.startswith("train/"))
-        cut = trained and int(row["step"]) == last and int(row["epoch"]) >= ended  # said of an epoch that goes on
+        cut = goes_on and trained and int(row["step"]) == last and int(row["epoch"]) >= ended
         return int(row["step"]) <= last and not cut
 
     for logger in loggers:

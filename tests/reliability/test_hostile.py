@@ -280,7 +280,7 @@ STATES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("place", STATES)
-def test_a_state_that_no_training_left_is_told_in_one_message(place: str, run: Path) -> None:
+def test_a_state_that_no_training_left_is_told_in_one_message(place: str, run: Path, monkeypatch) -> None:
     def spoil(checkpoint: dict[str, Any]) -> None:
         *above, last = (name.replace("\\.", ".") for name in re.split(r"(?<!\\)\.", place))
         for name in above:
@@ -288,12 +288,11 @@ def test_a_state_that_no_training_left_is_told_in_one_message(place: str, run: P
         checkpoint[last] = STATES[place]
 
     change(run, spoil)
-    before = (run / ".hydra/config.yaml").read_bytes()
+    monkeypatch.setattr("src.runs.record.keep_overrides", lambda *_: pytest.fail("the run was changed"))
     config = OmegaConf.create(resumed_config(str(run)))
     config.trainer.max_epochs = 7
     with pytest.raises(RunError, match=r"last\.ckpt has no state to go on from: \w+Error: "):
         train(config)
-    assert (run / ".hydra/config.yaml").read_bytes() == before
 
 
 class Harm:
