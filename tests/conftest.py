@@ -54,7 +54,7 @@ TRIED = {
     "stops": "stops and kills at chosen steps and saves, of 14 kinds of training: equal to the last bit",
     "signals": "signals to one or all of several processes: DDP, torchrun, a SLURM job, a sweep",
     "numbers": "the same numbers: accumulated, by two processes, watched, evaluated later, in predictions.csv",
-    "options": "random command lines: train, eval, predict, export: each trains, or ends in one message and no folder",
+    "options": "random command lines of every entry point: each does its work, or ends in one message and no folder",
     "files": "full disks, deleted folders, names of any bytes, images of other depths, pipes, malformed records",
     "long": "1,000 epochs, 100,000 images, 10,000 classes, 200 readers of a run that trains",
 }

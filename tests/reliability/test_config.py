@@ -1,4 +1,4 @@
-"""Command lines at random: each trains or ends with one message, leaves no folder then, and never a traceback.
+"""Command lines at random: each does its work or ends with one message, leaves no folder then, and never a traceback.
 
 Hypothesis changes valid command lines. `make test` tries a few that are the same each time, the slow test as many as
 RELIABILITY_EXAMPLES says, new ones each day; one that fails is printed, and becomes a case of `FOUND`.
@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src import cli
-from tests.conftest import composed
+from tests.conftest import composed, train_here
 
+# `python -m src.report` has a parser of its own, and takes options of a training's config in its part `networks`.
+PARSED = {"report": "report", "networks": "report"}
 PREPARE = {"train": cli.go_on, "eval": import_module("src.eval").prepare}
 EXAMPLES = int(os.environ.get("RELIABILITY_EXAMPLES", 300))
 SMALL = ["data.limit=40", "data.batch_size=8", "model.network.hidden_units=2", "trainer=cpu"]
@@ -43,6 +45,7 @@ GROUPS = {
 }
 # What people type: numbers of every kind, words, and what YAML and Hydra make something else of.
 VALUES = ["null", "true", "abc", "''", "-1", "0", "1", "2", "0.5", "1.5", "-0.1", "1e-3", "1e400", "nan", "inf"]
+REPORT = ["--paper", "--out", "--out=x", "--outt", "--paper=1", "networks", "compare", ".", "nothing", *VALUES]
 VALUES += ["[]", "[1]", "[1,2]", "{}", "{a:1}", "'a b'", "é", "~", "10000000000000000", "${seed}", "1_0", "0x1f"]
 
 
@@ -61,7 +64,9 @@ def keys_of(name: str) -> list[str]:
 
 
 def words(name: str) -> st.SearchStrategy[list[str]]:
-    keys = keys_of(name)
+    if name == "report":
+        return st.lists(st.sampled_from(REPORT), min_size=1, max_size=3)
+    keys = keys_of("train" if name == "networks" else name)
     option = st.tuples(st.sampled_from(keys), st.sampled_from(VALUES)).map("=".join)
     typed = option.flatmap(lambda word: st.integers(0, len(word) - 1).map(lambda at: word[:at] + word[at + 1 :]))
     choice = st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options])
@@ -77,9 +82,9 @@ def attempt(name: str, given: list[str], folder: Path) -> tuple[int, str]:
     Raises:
         Exception: whatever it let through, as a traceback would show.
     """
-    module, written = import_module(f"src.{name}"), io.StringIO()
+    module, written = import_module(f"src.{PARSED.get(name, name)}"), io.StringIO()
     task = getattr(module, "main", None) or module.evaluate
-    places = [f"paths.log_dir={folder}/logs", f"paths.data_dir={folder}/data", "local=[]"]
+    places = [f"paths.log_dir={folder}/logs", f"paths.data_dir={folder}/data", "local=[]"] if name != "report" else []
     before = dict(os.environ)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,7 +93,7 @@ def attempt(name: str, given: list[str], folder: Path) -> tuple[int, str]:
         patch.setenv("HYDRA_FULL_ERROR", "0")
         try:
             with contextlib.redirect_stderr(written), contextlib.redirect_stdout(io.StringIO()):
-                cli.run(task, name, PREPARE.get(name, lambda _: None))
+                task() if name in PARSED else cli.run(task, name, PREPARE.get(name, lambda _: None))
             code = 0
         except SystemExit as exit:
             code = int(exit.code or 0)
@@ -113,6 +118,10 @@ FOUND: dict[str, list[list[str]]] = {
     "eval": [],
     "predict": [],
     "export": [],
+    "sample": [["classes=[]"]],
+    "shards": [],
+    "report": [],
+    "networks": [],
 }
 
 
@@ -144,12 +153,23 @@ def given_words(name: str) -> Callable[[Any], Any]:
 
 
 def options_of(name: str, trained_run: Path, folder: Path) -> list[str]:
-    run = shutil.copytree(trained_run, folder / "run")  # evaluations write into it
+    run = folder / "run"
+    if name == "sample":
+        gan = ["model=sngan", "model.network.width=2", "trainer=cpu", "trainer.precision=32-true"]
+        train_here(composed("data.limit=40", "data.batch_size=8", *gan, "trainer.max_epochs=1", folder=folder))
+    else:
+        shutil.copytree(trained_run, run)  # evaluations write into it
+    if name == "shards":
+        pytest.importorskip("litdata", reason="litdata is an optional extra")
     return {
         "train": SMALL,
         "eval": [f"run={run}", "data.limit=40"],
         "predict": [f"run={run}", f"input={folder}/none.png"],
         "export": [f"run={run}", "format=torch", f"path={folder}/model.pt2"],
+        "sample": [f"run={folder}/run", "count=2", "paths.output_dir=out"],
+        "shards": ["data=digits", "data.limit=40", "out=out"],
+        "report": [str(run)],
+        "networks": ["networks", "model=tinyvgg"],
     }[name]
 
 
