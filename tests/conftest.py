@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src.figures import Figure
@@ -107,12 +108,13 @@ def slow_if_alike(*names: str) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_of_a_command_stays() -> Iterator[None]:
-    """One in the test's own process logs into its run folder, and Hydra keeps the data of a run that it evaluates."""
+    """One in the test's own process logs into its run folder, and Hydra keeps its config and the data of its run."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:], root.level = handlers, level
     ConfigStore.instance().repo.get("data", {}).pop("run.yaml", None)
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(autouse=True)
