@@ -87,12 +87,19 @@ def write_csv(path: Path, frame: Any, float_format: str | None = None) -> None:
 
 def read_csv(path: Path, **options: Any) -> Any:
     """The data frame that `write_csv` wrote; `options` are those of pandas."""
-    import pandas as pd
 
     def as_it_was(cell: Any) -> Any:
         return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
 
-    return of_texts(pd.read_csv(path, float_precision="round_trip", **options), as_it_was)
+    return of_texts(read_table(path, **options), as_it_was)
+
+
+def read_table(source: Any, **options: Any) -> Any:
+    """pandas' `read_csv`, with the numbers to their last bit, as from pandas 3.1 on it reads them by itself."""
+    import pandas as pd
+
+    exact: Any = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+    return pd.read_csv(source, **exact, **options)
 
 
 def of_texts(frame: Any, change: Callable[[Any], Any]) -> Any:

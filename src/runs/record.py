@@ -23,6 +23,7 @@ from src.runs.folder import (
     RESULTS,
     RunError,
     read_config,
+    read_table,
     read_yaml,
     write_json,
     write_whole,
@@ -80,7 +81,7 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     text = path.read_text() if path.is_file() else ""
     text = text[: text.rfind("\n") + 1]
     try:
-        frame = pd.read_csv(io.StringIO(text), float_precision="round_trip") if text else pd.DataFrame()
+        frame = read_table(io.StringIO(text)) if text else pd.DataFrame()
         if "epoch" not in frame:
             return pd.DataFrame()
         frame["epoch"] = frame["epoch"].bfill()  # the learning rate is written before its epoch
