@@ -2,9 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# uv, where it is there, installs the same locked files several times as fast. Like pip it compiles them here: where
-# Python may not write bytecode (PYTHONDONTWRITEBYTECODE, as in many images), each start would compile torch anew.
-PIP := $(if $(shell command -v uv),uv pip install --compile-bytecode --python $(RUN),$(RUN) -m pip install)
+# uv, where it is there, installs the same locked files several times as fast.
+PIP := $(if $(shell command -v uv),uv pip install --python $(RUN),$(RUN) -m pip install)
 
 .PHONY: train test test-all test-hydra14 check bench bench-gpu lock clean
 
