@@ -16,8 +16,8 @@ from src.runs.folder import CONF, CONFIG, RunError, read_yaml
 PREPROCESS = {"image_size", "mean", "std", "resize"}  # what a checkpoint says of its data beside the config
 MOST, DEEPEST = 100_000, 1_000  # values, and letters of a place: a config that has more was made to hang its reader
 
-# The kind of object that each place of a config builds, and where libraries define such objects: there, constructing
-# one neither reads nor fetches anything. Elsewhere nothing is built.
+# The kind of object that each place of a config builds, and where libraries define such objects: there, making one
+# fetches nothing, and runs nothing of what it reads. Elsewhere nothing is built.
 SOURCE = r"data\.(val_|test_)?source"
 MODULE, TRANSFORMS = "torch.nn.Module", ("torch.nn", "torchvision.transforms")
 NETWORKS = ("torch.nn", "torchvision.models", "torchvision.ops", "timm.layers", "timm.models")
