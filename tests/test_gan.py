@@ -335,7 +335,8 @@ def test_a_run_gives_a_sheet_and_its_samples_as_files(trained, tmp_path: Path) -
 def test_what_cannot_be_sampled_is_told(trained, trained_run: Path, tmp_path: Path) -> None:
     for given, message in {
         "classes=[cat]": "no cat; it knows 0, 1",
-        "count=0": "count=0 must be a whole number from 1 on",
+        "count=0": "count=0 must be a whole number from 1 to 1000000",
+        "classes=[]": "must be a list of names or null",
         f"run={trained_run}": "no run of a GAN",
     }.items():
         with pytest.raises(ValueError, match=message):
