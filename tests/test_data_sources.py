@@ -364,6 +364,7 @@ def hub(tmp_path, monkeypatch):
     """`datasets`, which keeps its files in the test's folder."""
     hub = pytest.importorskip("datasets", reason="datasets is an optional extra")
     monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", False)
     return hub
 
 
@@ -390,6 +391,7 @@ def test_a_folder_of_save_to_disk_is_read_by_the_types_of_its_columns(hub, tmp_p
     hub.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     data = hugging_face(tmp_path / "saved", mode=mode, num_workers=0)
     assert ([data.size(split) for split in ("train", "val", "test")], data.classes) == ([12, 4, 5], LETTERS)
+    assert not hub.config.HF_HUB_OFFLINE, "as it was: a notebook may ask the hub afterwards"
     images, labels = shown(data, "test")
     assert torch.equal(images[4], torch.from_numpy(pixels(104)).permute(2, 0, 1))
     assert labels.tolist() == [0, 1, 2, 0, 1]

@@ -139,15 +139,16 @@ class HuggingFace(SourceDataModule):
             from datasets import config, load_dataset, load_from_disk
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
-        if not self.download:
-            if not Path(self.place).is_dir():
-                raise FileNotFoundError(f"data.name={self.place} is no folder here; data.download=true asks the hub.")
-            config.HF_HUB_OFFLINE = True
+        if not self.download and not Path(self.place).is_dir():
+            raise FileNotFoundError(f"data.name={self.place} is no folder here; data.download=true asks the hub.")
+        offline, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE or not self.download
         saved = any(Path(self.place, file).is_file() for file in ("dataset_dict.json", "state.json"))
         try:
             found = load_from_disk(self.place) if saved else load_dataset(self.place, **self.options)
         except ConnectionError as error:
             raise FileNotFoundError(f"data.name={self.place} is no folder here, and: {error}") from error
+        finally:
+            config.HF_HUB_OFFLINE = offline
         splits = found if isinstance(found, dict) else {"train": found}
         if "train" not in splits:
             raise ValueError(f"data.name={self.place} has the splits {', '.join(splits)}, but no train.")
