@@ -12,7 +12,7 @@ from src.runs.table import Row
 from src.studies import evidence
 from tests.test_report import make_run
 
-COMMAND = "python -m src.train model=vgg11 seed=0 experiment=cifar10_cpu data=cifar10"
+COMMAND = "python -m src.train -m model=vgg11 seed=0,1 experiment=cifar10_cpu data=cifar10"
 
 
 @pytest.fixture
@@ -25,6 +25,8 @@ def report(tmp_path: Path) -> tuple[list[Row], dict[str, Record]]:
         (run / "results.json").write_text(json.dumps(results))
         record = {"checkpoint": "epoch_002.ckpt", "metrics": {"test/acc_tta": value + 0.02}}
         (run / evidence.VIEWS).write_text(json.dumps(record))
+        record["metrics"] = {"test/corruption_acc": value - 0.3, "test/ece": 0.05}
+        (run / "evaluation.json").write_text(json.dumps(record))
     make_run(tmp_path / "2", "seed=0")
     runs = read_runs([tmp_path])[0]
     return compare(runs), runs
@@ -44,17 +46,35 @@ def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataF
     (line,) = found.to_dict("records")
     assert (line["experiment"], line["model"], line["n"]) == ("cifar10_cpu", "vgg11", 2)
     assert (line["acc"], line["acc_views"]) == pytest.approx((0.92, 0.94))
+    assert (line["corruption_acc"], line["ece"]) == pytest.approx((0.62, 0.05))
     assert line["std"] == line["std_views"] == pytest.approx(0.02 * 2**0.5)
     assert (line["minutes"], line["images_per_s"], line["utilisation"]) == (1.5, 1000, 0.5)
     assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", COMMAND)
 
 
-def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(report: tuple[list[Row], dict[str, Record]]) -> None:
-    (line,) = evidence.curves(*report).axes[0].lines
-    assert line.get_label() == "vgg11, test 90.00 %"
+def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(
+    report: tuple[list[Row], dict[str, Record]], found: pd.DataFrame, tmp_path: Path
+) -> None:
+    curves = evidence.curves_of(*report)
+    assert curves["experiment"].tolist() == ["cifar10_cpu"] * 3
+    file = tmp_path / "curves.csv"
+    evidence.add(curves.assign(model="nin"), file)
+    evidence.add(curves.assign(acc=0.1), file)
+    both = evidence.add(curves, file)
+    assert len(both) == 6
+    pd.testing.assert_frame_equal(evidence.add(evidence.curves_of([], {}), file), both.reset_index(drop=True))
+    (line,) = evidence.drawn(both, found).axes[0].lines  # nobody measured nin
+    assert line.get_label() == "cifar10_cpu, test 92.00 %"
     np.testing.assert_allclose(line.get_xdata(), [0.4, 0.8, 1.2])
     np.testing.assert_allclose(line.get_ydata(), 0.5)
-    assert evidence.curves([], {}) is None
+
+
+def test_the_command_of_a_run_is_what_it_was_given_without_the_sweep(
+    report: tuple[list[Row], dict[str, Record]],
+) -> None:
+    run = next(run for run in report[1].values() if run.differing.get("experiment"))
+    run.results["overrides"] = ["hparams_search=cpu_hour", "experiment=a b", "~data.augment.flip", "seed=3"]
+    assert evidence._command([run]) == "python -m src.train 'experiment=a b' '~data.augment.flip' seed=3"
 
 
 def test_a_row_takes_the_place_of_that_of_its_recipe_and_model(found: pd.DataFrame, tmp_path: Path) -> None:

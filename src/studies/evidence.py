@@ -1,7 +1,7 @@
-"""What the recipes reach, as measured: `conf/experiment/results.csv`, and who shows it.
+"""What the recipes reach, as measured: `conf/experiment/results.csv` and `curves.csv`, and who shows it.
 
-The file has a row for each recipe and model, taken from run folders. The table of the README and the line `Measured` at
-the head of each recipe are written from it. Loads no torch.
+The one has a row for each recipe and model, taken from run folders, the other the epochs of one run of each. The table
+and the figure of the README and the line `Measured` at the head of each recipe are made from them. Loads no torch.
 """
 
 import math
@@ -16,16 +16,17 @@ import pandas as pd
 
 from src.runs import table as tables
 from src.runs.evaluated import read_evaluation
-from src.runs.folder import CONF, read_csv, write_csv, write_whole
+from src.runs.folder import CONF, EVALUATION, LAST, read_csv, write_csv, write_whole
 from src.runs.table import Row, shown
 
-FILE = CONF / "experiment/results.csv"
+FILE, CURVES = CONF / "experiment/results.csv", CONF / "experiment/curves.csv"
 README, PICTURE = CONF.parent / "README.md", CONF.parent / ".github/images/results.png"
 KEYS = ["experiment", "model"]
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 MODEL = re.compile(r"^  - override /model: (\w+)$", re.MULTILINE)
 MEASURED = re.compile(r"^# Measured: .*\n(?:#   .*\n)*", re.MULTILINE)
 VIEWS = "evaluation_multicrop.json"
+BESIDE = ("corruption_acc", "ece")  # of an evaluation with corruptions=all, and of any
 
 
 def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
@@ -38,50 +39,76 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
     for row in _of_recipes(rows, runs):
         alike = [runs[name] for name in row.runs]
         first, said = alike[0].results, alike[0].differing
-        views = [value for value in map(_views, alike) if value is not None]
-        seen = tables.spread(views) if len(views) == len(alike) else {"mean": None, "std": None}
+        views = _evaluated(alike, "acc_tta", VIEWS)
         mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in ("seconds", "images_per_s")}
         lines.append({
             **{key: said[key] for key in ("experiment", "model", "data")},
             "n": row.n, "acc": row.metrics["test/acc"]["mean"], "std": row.metrics["test/acc"]["std"],
-            "acc_views": seen["mean"], "std_views": seen["std"],
+            "acc_views": views["mean"], "std_views": views["std"],
+            **{name: _evaluated(alike, name)["mean"] for name in BESIDE},
             "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"], 1),
             "device": first["device"], **{name: first.get(name) for name in ("matmul_gflops", "utilisation")},
             "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7],
-            "command": shlex.join(["python", "-m", "src.train", *first["overrides"]]),  # also of a run that went on
+            "command": _command(alike),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def curves(rows: Sequence[Row], runs: Mapping[str, Any]) -> Any:
-    """A figure of the first run of each of these rows, the one of the best test accuracy first; None of no rows."""
+def curves_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
+    """The training accuracy of the first run of each such row after each of its epochs, and the minutes until then."""
+    frames = [pd.DataFrame(columns=[*KEYS, "minutes", "acc"])]
+    for row in _of_recipes(rows, runs):
+        history, results = runs[row.runs[0]].history, runs[row.runs[0]].results
+        minutes = (history["epoch"] + 1) * results["train_seconds"] / results["epochs"] / 60
+        lines = pd.DataFrame({"minutes": minutes.round(2), "acc": history["train/acc"].round(4)})
+        frames.append(lines.assign(**{key: runs[row.runs[0]].differing[key] for key in KEYS})[list(frames[0])])
+    return pd.concat([each for each in frames if len(each)] or frames)
+
+
+def drawn(curves: pd.DataFrame, results: pd.DataFrame) -> Any:
+    """The figure of the curves, the recipe of the best test accuracy first."""
     from src import figures
 
     lines = {}
-    for row in tables.ranked(_of_recipes(rows, runs), "test/acc"):
-        run = runs[row.runs[0]]
-        minutes = (run.history["epoch"] + 1) * run.results["train_seconds"] / run.results["epochs"] / 60
-        name = f"{run.differing['model']}, test {shown('acc', row.metrics['test/acc']['values'][0])}"
-        lines[name] = minutes, run.history["train/acc"]
-    return figures.over_minutes(lines) if lines else None
+    for line in results.sort_values("acc", ascending=False).itertuples():
+        own = curves[(curves["experiment"] == line.experiment) & (curves["model"] == line.model)]
+        if len(own):
+            lines[f"{line.experiment}, test {shown('acc', line.acc)}"] = own["minutes"], own["acc"]
+    return figures.over_minutes(lines)
 
 
 def _of_recipes(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if runs[row.runs[0]].differing.get("experiment") and "test/acc" in row.metrics]
 
 
-def _views(run: Any) -> float | None:
-    """The accuracy of a run's best checkpoint over six views, where that was evaluated."""
-    checkpoint = Path((run.results.get("best") or {}).get("path", "last.ckpt")).name
-    return read_evaluation(run.folder, checkpoint, VIEWS).get("test/acc_tta")
+def _command(runs: Sequence[Any]) -> str:
+    """What trains runs that differ by `REPEATS` alone, each as a run of its own."""
+    given = [run.results["overrides"] for run in runs]
+    words = []
+    for word in given[0]:
+        key = word.partition("=")[0]
+        if key in tables.REPEATS:
+            values = (each.partition("=")[2] for its in given for each in its if each.startswith(f"{key}="))
+            word = f"{key}={','.join(dict.fromkeys(values))}"
+        words += [word] * (key != "hparams_search")
+    return shlex.join(["python", "-m", "src.train", *["-m"] * (len(runs) > 1), *words])
+
+
+def _evaluated(runs: Sequence[Any], name: str, file: str = EVALUATION) -> dict[str, Any]:
+    """The spread of a test metric of the runs' best checkpoints, where all of them were evaluated so."""
+    values: list[Any] = []
+    for run in runs:
+        checkpoint = Path((run.results.get("best") or {}).get("path", LAST)).name
+        values.append(read_evaluation(run.folder, checkpoint, file).get(f"test/{name}"))
+    return {"mean": None, "std": None} if None in values else tables.spread(values)
 
 
 def add(found: pd.DataFrame, file: Path = FILE) -> pd.DataFrame:
-    """Puts rows into the file, in the place of those of the same recipe and model, and gives all of it."""
+    """Puts rows into a file, in the place of those of the same recipe and model, and gives all of it."""
     kept = read_csv(file, dtype={"torch": str, "commit": str}) if file.is_file() else pd.DataFrame(columns=KEYS)
     if len(found):
         other = ~pd.MultiIndex.from_frame(kept[KEYS]).isin(pd.MultiIndex.from_frame(found[KEYS]))
-        kept = pd.concat([each for each in (kept[other], found) if len(each)]).sort_values(KEYS)
+        kept = pd.concat([each for each in (kept[other], found) if len(each)]).sort_values(KEYS, kind="stable")
         write_csv(file, kept)
     return kept
 
@@ -110,19 +137,21 @@ def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
     """
     if runs and not _of_recipes(rows, runs):
         raise ValueError("none of these runs had a recipe (experiment=) and came to its test")
-    texts = rendered(add(rows_of(rows, runs)))
+    results, curves = add(rows_of(rows, runs)), add(curves_of(rows, runs), CURVES)
+    texts = rendered(results)
     changed = [path for path, text in texts.items() if text != path.read_text()]
     for path in changed:
         write_whole(path, texts[path])
-    if (figure := curves(rows, runs)) is not None:
+    if len(curves):
         from src import figures
 
-        changed.append(figures.save(figure, PICTURE))
+        changed.append(figures.save(drawn(curves, results), PICTURE))
     return changed
 
 
-def _accuracy(mean: float, std: float) -> str:
-    return shown("acc", mean) if pd.isna(std) else shown("acc", mean, std)
+def _accuracy(mean: float, std: float = math.nan) -> str:
+    """In percent, with what is known of it; empty where nothing is."""
+    return shown("acc", *(part for part in (mean, std) if not pd.isna(part))) if not pd.isna(mean) else ""
 
 
 def _told(line: Any) -> str:
@@ -141,11 +170,11 @@ def _told(line: Any) -> str:
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in frame.sort_values("acc", ascending=False).itertuples():
-        views = "" if pd.isna(line.acc_views) else _accuracy(line.acc_views, line.std_views)
         used = "" if pd.isna(line.utilisation) else f"{line.utilisation:.0%} of {line.matmul_gflops:,.0f}"
         lines.append({
             "experiment": f"`{line.experiment}`", "model": f"`{line.model}`", "n": str(line.n),
-            "test accuracy": _accuracy(line.acc, line.std), "six views": views, "minutes": str(line.minutes),
+            "test accuracy": _accuracy(line.acc, line.std), "six views": _accuracy(line.acc_views, line.std_views),
+            "corrupted": _accuracy(line.corruption_acc), "ECE": _accuracy(line.ece), "minutes": str(line.minutes),
             "GFLOP/s used": used, "machine": f"{line.device}, torch {line.torch}",
         })  # fmt: skip
     return pd.DataFrame(lines)
