@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from src.callbacks.checkpoint import AtomicCheckpointIO
 from src.modules.base import Task
+from src.runs.record import read_results
 from src.runs.run import resumed_config
 from src.train import train
 from tests.conftest import SILENT, composed, train_here
@@ -154,7 +155,7 @@ def test_a_training_killed_before_or_after_a_save_goes_on_as_if_it_had_not_been(
 
 
 def assert_equal(folder: Path, expected: Path) -> None:
-    """The same checkpoints, which hold the same, and the same rows of metrics."""
+    """The same checkpoints, which hold the same, the same rows of metrics, and the same results."""
     names, expected_names = (sorted(p.name for p in f.glob("checkpoints/*")) for f in (folder, expected))
     assert names == expected_names
     for name in names:
@@ -166,6 +167,10 @@ def assert_equal(folder: Path, expected: Path) -> None:
     assert kept[0] == kept[1]
     frames = [pd.read_csv(f / "csv/metrics.csv").drop(columns="train/images_per_s") for f in (folder, expected)]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
+    told = [read_results(f) for f in (folder, expected)]
+    metrics = [{k: v for k, v in each["metrics"].items() if k != "train/images_per_s"} for each in told]
+    assert metrics[0] == metrics[1]
+    assert told[0]["epochs"] == told[1]["epochs"]
 
 
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from src.data import augment, folder
 from src.data.folder import ImageFolder, ImageNet
 from src.data.listing import Files
+from src.data.samplers import Loader, TrainLoader
 from src.data.streaming import ReadError, random_box
 from tests.conftest import QUICK, SILENT, run_command, train_here
 
@@ -336,6 +337,26 @@ def test_a_pipe_in_the_place_of_an_image_hangs_nobody(broken):
     os.mkfifo(name)
     with pytest.raises(ReadError, match="cannot be read: there is no file of that name"):
         data.examples("train", 1)
+
+
+def test_what_goes_wrong_with_a_batch_is_told_before_anyone_else_has_it() -> None:
+    class Lost(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> int:
+            raise ConnectionResetError("by a worker that was killed")
+
+    def tell(error: Exception) -> None:
+        raise ReadError("a worker died") from error
+
+    for kind in (Loader, TrainLoader):
+        loader = kind(Lost(), batch_size=1)
+        with pytest.raises(ConnectionResetError):
+            next(iter(loader))
+        loader.failed = tell
+        with pytest.raises(ReadError, match="a worker died"):
+            next(iter(loader))
 
 
 @pytest.mark.slow

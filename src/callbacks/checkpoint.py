@@ -112,6 +112,7 @@ class RunRecord(Callback):
         self._earlier_seconds = 0.0  # that the run had taken until that checkpoint
         self._random_state: dict[str, Any] = {}
         self._unsaved = False  # whether an epoch has ended since `last.ckpt` was written
+        self._cut: dict[str, Any] | None = None  # what is to be written of an epoch that ended before its last step
         self._asked, self._asked_at = 0, 0.0  # the signal that asked this process to stop, and when
         self._agreed = 0  # the signal for which all processes stop
         self._old_handlers: dict[int, Any] = {}
@@ -127,8 +128,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         cuda = torch.cuda.get_rng_state() if pl_module.device.type == "cuda" else None
         random_state = of_each_process({"cpu": torch.get_rng_state(), "cuda": cuda})
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        checkpoint.update(self.contents, metrics=metrics, seconds=self.seconds, random_state=random_state)
+        checkpoint.update(self.contents, **self._logged(trainer), random_state=random_state)
         loops = checkpoint["loops"]["fit_loop"]
         checkpoint["epoch"] = loops["epoch_progress"]["current"]["started"] - 1  # that the weights are of
         if loops["epoch_loop.batch_progress"]["is_last_batch"]:  # an epoch of which no step is left counts as done
@@ -176,10 +176,23 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_epoch(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        progress.processed = progress.completed = progress.started  # also where no step was left of the last epoch
+
     def _save_epoch(self, trainer: Trainer) -> None:
         if self._unsaved and trainer.checkpoint_callback is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-        self._unsaved = False
+            if self._cut is None:
+                trainer.save_checkpoint(self.folder / "last.ckpt")
+            else:
+                self._cut.update(self._logged(trainer))
+                trainer.strategy.save_checkpoint(self._cut, self.folder / "last.ckpt")
+                trainer.strategy.barrier()
+        self._unsaved, self._cut = False, None
+
+    def _logged(self, trainer: Trainer) -> dict[str, Any]:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {"metrics": metrics, "seconds": self.seconds}
 
     # Stopping
 
@@ -226,7 +239,8 @@ class RunRecord(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unsaved = True
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save_epoch(trainer)  # cut short by max_steps or max_time: with more of them it goes on from here
+            # By max_steps or max_time: with more of them it goes on from here, where its sums are not logged yet.
+            self._cut = trainer._checkpoint_connector.dump_checkpoint()
         self._agree(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -207,7 +207,7 @@ class ImageDataModule(LightningDataModule):
         data, (rank, world) = copy(self._sets["train"]), self._rank_and_world()  # the loader tells it the epoch
         place: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
         sampler = TrainSampler(data, self._position, self.batch_size, self.balance, **place)
-        return TrainLoader(data, sampler=sampler, drop_last=True, **self._loader_options())
+        return self._loader(TrainLoader, data, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._eval_loader("val") if self.size("val") else []
@@ -219,18 +219,22 @@ class ImageDataModule(LightningDataModule):
     def _eval_loader(self, split: str) -> DataLoader:
         data, (rank, world) = self._existing(split), self._rank_and_world()
         sampler = EvalSampler(data, rank=rank, num_replicas=world, shuffle=False)
-        return Loader(data, sampler=sampler, **self._loader_options())
+        return self._loader(Loader, data, sampler=sampler)
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader(self, kind: type[Loader], data: Dataset, **options: Any) -> Loader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers or 0,
-            "worker_init_fn": outlive_sigterm,
-            "collate_fn": tuple,  # the batch as it was fetched
-            "generator": torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
-            "pin_memory": on_gpu and not self.on_device,
-        }
+        loader = kind(
+            data,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers or 0,
+            worker_init_fn=outlive_sigterm,
+            collate_fn=tuple,  # the batch as it was fetched
+            generator=torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
+            pin_memory=on_gpu and not self.on_device,
+            **options,
+        )
+        loader.failed = self.on_exception
+        return loader
 
     def _position(self) -> tuple[int, int] | None:
         """(epoch, batches of it already done) while a Trainer trains, else None; both survive a resume."""

@@ -76,14 +76,25 @@ class EvalSampler(DistributedSampler):
 
 
 class Loader(DataLoader):
-    """Its workers outlive a SIGTERM that all processes of a run get: those that train need them until they stop."""
+    """Its workers outlive a SIGTERM that all processes of a run get: those that train need them until they stop.
+
+    `failed` is told what went wrong with a batch at once: the signal that a worker has died, which torch makes a
+    RuntimeError of, may interrupt whoever handles that.
+    """
+
+    failed: Callable[[Exception], None] = staticmethod(lambda error: None)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `outlive_sigterm`
         try:
-            return super().__iter__()
+            batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        try:
+            yield from batches
+        except Exception as error:
+            self.failed(error)
+            raise
 
 
 def outlive_sigterm(worker: int) -> None:
