@@ -76,9 +76,10 @@ def composed(*overrides: str, name: str = "train", folder: Path | None = None) -
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of few tests first: theirs take long, and no process shall wait for one of them at the end."""
+    """Files of slow tests first, then those of few, which take long: no process shall wait for one of them at the end."""
     counts = Counter(item.path for item in items)
-    items.sort(key=lambda item: counts[item.path])
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], counts[item.path]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
