@@ -76,7 +76,7 @@ def composed(*overrides: str, name: str = "train", folder: Path | None = None) -
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests first, then those of few, which take long: no process shall wait for one of them at the end."""
+    """Files of slow tests first, then those of few, which take long: no process shall be left with one at the end."""
     counts = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow[item.path], counts[item.path]))
