@@ -201,13 +201,14 @@ def _every(runs: Iterable[Record]) -> pd.DataFrame:
 
 
 def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, sweeps: Sequence[Path]) -> str:
-    from jinja2 import Template
+    from jinja2 import Environment, FileSystemLoader
 
     from src import figures
 
     found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows)}
     found |= {"histories": _histories(rows, runs), "shown": _shown(rows, runs)}
-    template = Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    template = pages.get_template("report.html")
     return template.render(**found, sweeps=sweeps, runs=every, figures=figures, tables=tables, b64encode=b64encode)
 
 

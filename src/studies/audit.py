@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jinja2 import Template
+from jinja2 import Environment, FileSystemLoader
 from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test")  # an image is a duplicate of one that comes b
 IMAGE = ("split", "image", "file", "label")
 COLUMNS = ("what", *IMAGE, "suggested", "score", *(f"of_{name}" for name in IMAGE))
 COPIES = ("duplicate", "near_duplicate")
-TEMPLATE = Path(__file__).parents[1] / "audit.html"
+PAGES = Environment(loader=FileSystemLoader(Path(__file__).parents[1]), autoescape=True)
 ONE_COLOUR = 1.0  # level of 255: less is the noise of a JPEG
 MOST, WIDEST = 60, 96  # pictures of a kind on the page, and the pixels of their longer side
 
@@ -238,5 +238,5 @@ def page(evaluation: Evaluation, data: Any, images: pd.DataFrame, frame: pd.Data
     counts = pd.concat([balance.sum().to_frame("images").T, counts])
     balance.index = pd.Index(data.classes)
     found = {"counts": counts, "balance": balance, "sections": sections, "judged": judged, "most": MOST}
-    template = Template(TEMPLATE.read_text(), autoescape=True)
+    template = PAGES.get_template("audit.html")
     return template.render(**found, title=evaluation.title, metrics=evaluation.metrics, picture=picture)
