@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional import accuracy
 
+from src.evaluation.metrics import measure
 from src.modules.base import Task
 from src.modules.classifier import ImageClassifier
 from src.modules.googlenet import GoogLeNetClassifier
@@ -52,6 +53,16 @@ def test_evaluation_metrics_are_those_of_torchmetrics_over_all_images_but_paddin
     for name, k in (("test/acc", 1), ("test/acc_top5", 5)):
         expected = accuracy(logits, labels, task="multiclass", num_classes=7, average="micro", top_k=k)
         assert logged[name] == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_five_classes_have_no_top_five(classes: int) -> None:
+    images, labels = torch.randn(8, 3, 4, 4), torch.arange(8) % classes
+    module = ImageClassifier(linear(nn.Linear(7, classes)), SGD)
+    [logged] = quiet_trainer().test(module, DataLoader(TensorDataset(images, labels), 8), verbose=False)
+    probabilities = module.eval()(images).detach().softmax(dim=1)
+    measured, _ = measure(probabilities, labels, [str(label) for label in range(classes)])
+    assert ("test/acc_top5" in logged) == ("acc_top5" in measured) == (classes > 5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_its_step() -> None:

@@ -40,8 +40,9 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
 
     The metrics: nll (negative log-likelihood in nats, of one meaning for all runs; a run's own `loss` may be smoothed,
     weighted or another one), brier (sum over classes of the squared error of the probabilities, 0 to 2: Brier 1950),
-    acc, acc_low and acc_high (its 95 % interval, Wilson), acc_top5, the means over the classes that have images of
-    precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017, equation 3) of 15 bins.
+    acc, acc_low and acc_high (its 95 % interval, Wilson), acc_top5 (of more than five classes), the means over the
+    classes that have images of precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017,
+    equation 3) of 15 bins.
     """
     k, confidence = len(classes), probabilities.max(dim=1)
     of_label = probabilities.gather(1, labels[:, None])[:, 0]
@@ -54,11 +55,12 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
     for name, function in {**functions, "f1": tm.multiclass_f1_score}.items():
         frame[name] = function(probabilities, labels, k, average="none").numpy()
         frame.loc[frame["images"] == 0, name] = np.nan
+    top5 = {"acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=5)} if k > 5 else {}
     metrics = {
         "nll": -of_label.clamp_min(torch.finfo(of_label.dtype).tiny).log().mean(),
         "brier": (probabilities.square().sum(dim=1) - 2 * of_label + 1).mean(),
         **{"acc": right.double().mean(), "acc_low": low, "acc_high": high},
-        "acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
+        **top5,
         **frame[["precision", "recall", "f1"]].mean(),
         "ece": ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / len(right),
     }

@@ -31,7 +31,8 @@ class Objective(NamedTuple):
 class ImageClassifier(Task):
     """Trains and evaluates a network on single-label images.
 
-    Logs `train/loss train/acc val/loss val/acc val/acc_top5 test/...`; accuracies are fractions in [0, 1].
+    Logs `train/loss train/acc val/loss val/acc val/acc_top5 test/...`; accuracies are fractions in [0, 1], top-5 where
+    there are more than five classes.
 
     Args:
         network: maps images (B, 3, H, W) to logits (B, K).
@@ -91,8 +92,10 @@ class ImageClassifier(Task):
         count = counted(labels).sum()
         # One process's last batch can be padding alone: its mean loss is not a number and weighs nothing.
         loss = torch.where(count > 0, self.loss(output, labels), 0.0)
-        top5 = output.topk(min(5, output.shape[1]), dim=1).indices == labels[:, None]
-        return Step(loss, count, {"acc": count_hits(output, labels), "acc_top5": top5.sum()}, output)
+        sums = {"acc": count_hits(output, labels)}
+        if output.shape[1] > 5:
+            sums["acc_top5"] = (output.topk(5, dim=1).indices == labels[:, None]).sum()
+        return Step(loss, count, sums, output)
 
 
 def _described(value: Any) -> str:
