@@ -172,7 +172,7 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
 def _write(folder: Path, items: Iterable[Any]) -> None:
     from litdata.streaming.cache import Cache
 
-    cache = Cache(str(folder), chunk_bytes=CHUNK)
+    cache = Cache(str(folder), chunk_bytes=CHUNK, max_cache_size="1GB")  # a reader's; litdata tells of one it chooses
     for number, item in enumerate(items):
         cache[number] = item
     cache.done()
