@@ -142,7 +142,7 @@ def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
     changed = [path for path, text in texts.items() if text != path.read_text()]
     for path in changed:
         write_whole(path, texts[path])
-    if len(curves):
+    if curves.groupby(KEYS).ngroups > 1:  # one alone would be compared with nothing
         from src import figures
 
         changed.append(figures.save(drawn(curves, results), PICTURE))
