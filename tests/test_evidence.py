@@ -1,6 +1,7 @@
 """What the recipes reach stands in one file, where a command puts it; the README and the recipes say the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from src.runs.table import Row
 from src.studies import evidence
 from tests.test_report import make_run
 
-COMMAND = "python -m src.train -m model=vgg11 seed=0,1 experiment=cifar10_cpu data=cifar10"
+COMMAND = "python -m src.train -m model=vgg11 experiment=cifar10_cpu data=cifar10 seed=0,1"
 
 
 @pytest.fixture
@@ -75,6 +76,9 @@ def test_the_command_of_a_run_is_what_it_was_given_without_the_sweep(
     run = next(run for run in report[1].values() if run.differing.get("experiment"))
     run.results["overrides"] = ["hparams_search=cpu_hour", "experiment=a b", "~data.augment.flip", "seed=3"]
     assert evidence._command([run]) == "python -m src.train 'experiment=a b' '~data.augment.flip' seed=3"
+    run.results["overrides"] = ["experiment=a"]  # of the default seed
+    other = replace(run, settings={**run.settings, "seed": "7"})
+    assert evidence._command([run, other]) == f"python -m src.train -m experiment=a seed={run.settings['seed']},7"
 
 
 def test_a_row_takes_the_place_of_that_of_its_recipe_and_model(found: pd.DataFrame, tmp_path: Path) -> None:

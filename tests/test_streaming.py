@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from src.data import augment, folder
+from src.data.digits import Digits
 from src.data.folder import ImageFolder, ImageNet
 from src.data.listing import Files
 from src.data.samplers import Loader, TrainLoader
@@ -357,6 +358,13 @@ def test_what_goes_wrong_with_a_batch_is_told_before_anyone_else_has_it() -> Non
         loader.failed = tell
         with pytest.raises(ReadError, match="a worker died"):
             next(iter(loader))
+
+
+def test_a_data_module_is_told_of_what_goes_wrong_with_a_batch_of_any_split() -> None:
+    data = Digits(num_classes=10, image_size=32, limit=100, batch_size=8)
+    data.setup()
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert [loader.failed for loader in loaders] == [data.on_exception] * 3
 
 
 @pytest.mark.slow

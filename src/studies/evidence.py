@@ -56,13 +56,14 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
 
 def curves_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
     """The training accuracy of the first run of each such row after each of its epochs, and the minutes until then."""
-    frames = [pd.DataFrame(columns=[*KEYS, "minutes", "acc"])]
+    lines = []
     for row in _of_recipes(rows, runs):
-        history, results = runs[row.runs[0]].history, runs[row.runs[0]].results
-        minutes = (history["epoch"] + 1) * results["train_seconds"] / results["epochs"] / 60
-        lines = pd.DataFrame({"minutes": minutes.round(2), "acc": history["train/acc"].round(4)})
-        frames.append(lines.assign(**{key: runs[row.runs[0]].differing[key] for key in KEYS})[list(frames[0])])
-    return pd.concat([each for each in frames if len(each)] or frames)
+        run = runs[row.runs[0]]
+        an_epoch = run.results["train_seconds"] / run.results["epochs"] / 60
+        for epoch, acc in zip(run.history["epoch"], run.history["train/acc"], strict=True):
+            recipe = {key: run.differing[key] for key in KEYS}
+            lines.append({**recipe, "minutes": round((epoch + 1) * an_epoch, 2), "acc": round(acc, 4)})
+    return pd.DataFrame(lines, columns=[*KEYS, "minutes", "acc"])
 
 
 def drawn(curves: pd.DataFrame, results: pd.DataFrame) -> Any:
@@ -83,14 +84,11 @@ def _of_recipes(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Row]:
 
 def _command(runs: Sequence[Any]) -> str:
     """What trains runs that differ by `REPEATS` alone, each as a run of its own."""
-    given = [run.results["overrides"] for run in runs]
-    words = []
-    for word in given[0]:
-        key = word.partition("=")[0]
-        if key in tables.REPEATS:
-            values = (each.partition("=")[2] for its in given for each in its if each.startswith(f"{key}="))
-            word = f"{key}={','.join(dict.fromkeys(values))}"
-        words += [word] * (key != "hparams_search")
+    words = [word for word in runs[0].results["overrides"] if not word.startswith("hparams_search=")]
+    for key in tables.REPEATS:
+        values = dict.fromkeys(run.settings.get(key, "") for run in runs)  # of which the default was not given
+        if len(values) > 1:
+            words = [*(word for word in words if not word.startswith(f"{key}=")), f"{key}={','.join(values)}"]
     return shlex.join(["python", "-m", "src.train", *["-m"] * (len(runs) > 1), *words])
 
 
