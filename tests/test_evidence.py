@@ -109,7 +109,7 @@ def test_a_recipe_s_head_has_one_model_or_each_by_its_name(found: pd.DataFrame) 
         return text.replace("\n#   ", " ").partition("# Measured: ")[2].partition("\n")[0]
 
     told = "92.00 ± 2.83 % test accuracy, 94.00 ± 2.83 % with six views (n = 2)"
-    rest = "1.5 minutes on cpu, at 50% of its 200 GFLOP/s, torch 2.15, commit abc"
+    rest = "1.5 minutes on cpu, at 50 % of its 200 GFLOP/s, torch 2.15, commit abc"
     assert head(found) == f"{told}, {rest}."
     both = pd.concat([found, found.assign(model="nin", acc_views=None)])
     assert head(both) == f"vgg11 {told}, {rest}; nin 92.00 ± 2.83 % test accuracy (n = 2), {rest}."

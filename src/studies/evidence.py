@@ -160,7 +160,7 @@ def _told(line: Any) -> str:
     words[-1] += f" (n = {line.n})"
     words.append(f"{line.minutes} minutes on {line.device}")
     if not pd.isna(line.utilisation):
-        words[-1] += f", at {line.utilisation:.0%} of its {line.matmul_gflops:,.0f} GFLOP/s"
+        words[-1] += f", at {100 * line.utilisation:.0f} % of its {line.matmul_gflops:,.0f} GFLOP/s"
     commit = "" if pd.isna(line.commit) else f", commit {line.commit}"
     return ", ".join(words) + f", torch {line.torch}{commit}"
 
@@ -168,7 +168,7 @@ def _told(line: Any) -> str:
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in frame.sort_values("acc", ascending=False).itertuples():
-        used = "" if pd.isna(line.utilisation) else f"{line.utilisation:.0%} of {line.matmul_gflops:,.0f}"
+        used = "" if pd.isna(line.utilisation) else f"{100 * line.utilisation:.0f} % of {line.matmul_gflops:,.0f}"
         lines.append({
             "experiment": f"`{line.experiment}`", "model": f"`{line.model}`", "n": str(line.n),
             "test accuracy": _accuracy(line.acc, line.std), "six views": _accuracy(line.acc_views, line.std_views),
