@@ -127,7 +127,9 @@ def _write(
     origin = {"checkpoint": str(run.checkpoint_path), "classes": run.classes}
     write_json(record, {**origin, "predictions": predictions, "unreadable": unreadable})
     shown = predictions[:64]
-    captions = [f"{Path(row['file']).name}\n{row['prediction']} ({row['probability']:.1%})" for row in shown]
+    captions = [
+        f"{Path(row['file']).name}\n{row['prediction']} ({figures.percent(row['probability'])})" for row in shown
+    ]
     paths = {printable(path): path for path in files}
     images = [_read(paths[row["file"]], 160) for row in shown]
     figures.save(figures.image_grid(images, captions, f"{len(shown)} of {len(predictions):,} images"), sheet)
@@ -138,12 +140,14 @@ def main(cfg: DictConfig) -> None:
     import pandas as pd
     from rich import print as rich_print
 
+    from src.figures import percent
+
     _, objects = predict(cfg)
     predictions, unreadable = objects["predictions"], objects["unreadable"]
     if predictions:
         frame = pd.DataFrame(predictions[:100])
         ranked = (Counter(each).most_common(3) for each in frame["probabilities"])
-        frame["prediction"] = [", ".join(f"{name} {value:.1%}" for name, value in first) for first in ranked]
+        frame["prediction"] = [", ".join(f"{name} {percent(value)}" for name, value in first) for first in ranked]
         rich_print(rich_table(frame[["file", "prediction"]], f"{len(frame)} of {len(predictions):,} predictions"))
         print(*objects["files"], sep="\n")
     for row in unreadable:

@@ -47,7 +47,7 @@ def every_figure(classes: list[str]) -> dict[str, figures.Figure]:
         "compare": figures.compare({name: [history(), history(9)] for name in classes[:7]}, "runs"),
         "confusion": figures.confusion_matrix(*answers, classes, "network on data (test)"),
         "bars": figures.class_bars(bars, classes, "", "per class"),
-        "balance": figures.class_bars({"images": np.arange(k)}, classes, "images", percent=False),
+        "balance": figures.class_bars({"images": np.arange(k)}, classes, "images", shares=False),
         "reliability": figures.reliability(rows.max(1), rows.argmax(1) == 0, title="network on data (test)"),
         "examples": figures.examples(images, np.zeros(14, int), rows, classes, "wrong with most confidence"),
         "no examples": figures.examples(images[:0], [], rows[:0], classes, "wrong with most confidence"),
@@ -145,7 +145,7 @@ def test_confusion_matrix_shows_counts_and_shares_of_the_true_class() -> None:
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]])
     written = {(text.get_position(), text.get_text()) for text in axes.texts}
     assert written == {((0, 0), "3"), ((1, 0), "1"), ((1, 1), "4"), ((1.0, 2), "no images")}
-    assert "7 of 8 images right (87.50%)" in axes.get_title()
+    assert "7 of 8 images right (87.50 %)" in axes.get_title()
 
 
 def test_calibration_bins_match_a_hand_worked_case() -> None:
@@ -154,7 +154,7 @@ def test_calibration_bins_match_a_hand_worked_case() -> None:
     accuracy, gap = axes.containers
     np.testing.assert_allclose([bar.get_height() for bar in accuracy], [0.0, 0.5])
     np.testing.assert_allclose([bar.get_y() for bar in gap], [0.5, 0.7])
-    assert f"{(0.5 * 1 + 0.2 * 2) / 3:.2%} (2 bins, 3 images)" in axes.get_title()
+    assert f"{100 * (0.5 * 1 + 0.2 * 2) / 3:.2f} % (2 bins, 3 images)" in axes.get_title()
 
 
 def test_calibration_error_agrees_with_torchmetrics() -> None:
@@ -164,13 +164,13 @@ def test_calibration_error_agrees_with_torchmetrics() -> None:
     rows, labels = probabilities(500, 7), RNG.integers(0, 7, 500)
     title = figures.reliability(rows.max(1), rows.argmax(1) == labels).axes[0].get_title()
     theirs = multiclass_calibration_error(torch.tensor(rows), torch.tensor(labels), 7, n_bins=15)
-    assert f"error {theirs.item():.2%}" in title
+    assert f"error {100 * theirs.item():.2f} %" in title
 
 
 def test_class_bars_put_the_lowest_first_and_classes_without_images_last() -> None:
     axes = figures.class_bars({"accuracy": [0.9, np.nan, 0.2]}, ["a", "b", "c"], "").axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["c", "a", "b"]
-    assert [text.get_text() for text in axes.texts] == ["20.0%", "90.0%", "no images"]
+    assert [text.get_text() for text in axes.texts] == ["20.0 %", "90.0 %", "no images"]
 
 
 def test_above_a_hundred_classes_the_lowest_hundred_are_shown() -> None:
@@ -189,13 +189,13 @@ def test_example_frames_are_blue_when_right_and_vermilion_when_wrong() -> None:
     (axes,) = figure.axes
     frames = [to_hex(frame.get_edgecolor()).upper() for frame in axes.patches]
     assert frames == [figures.BLUE, figures.VERMILION]
-    assert axes.texts[1].get_text() == "predicted: dog (75.0%)\ntrue: a$b$ (25.0%)"
+    assert axes.texts[1].get_text() == "predicted: dog (75.0 %)\ntrue: a$b$ (25.0 %)"
 
 
 def test_a_probability_is_called_certain_only_where_it_is() -> None:
     figure = figures.examples(np.zeros((2, 3, 8, 8), np.uint8), [1, 1], [[1.0, 0.0], [0.9999, 0.0001]], ["a", "b"])
     captions = [text.get_text() for text in figure.axes[0].texts]
-    assert captions == ["predicted: a (100.0%)\ntrue: b (0.0%)", "predicted: a (>99.9%)\ntrue: b (<0.1%)"]
+    assert captions == ["predicted: a (100.0 %)\ntrue: b (0.0 %)", "predicted: a (>99.9 %)\ntrue: b (<0.1 %)"]
 
 
 def test_long_names_lose_their_middle() -> None:

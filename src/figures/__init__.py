@@ -17,6 +17,7 @@ from src.figures.style import (
     Figure,
     compact,
     house_style,
+    percent,
     pixels,
     save,
     save_for_paper,

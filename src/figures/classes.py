@@ -7,11 +7,23 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from numpy.typing import ArrayLike
 
-from src.figures.style import BLACK, BLUE, GREEN, GREY, PALE, SKY, VERMILION, Figure, house_style, short
+from src.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PALE,
+    SKY,
+    VERMILION,
+    Figure,
+    house_style,
+    percent,
+    percent_ticks,
+    short,
+)
 
 MOST_BARS = 100
 MOST_SLICES = 12
-PERCENT = "{x:.0%}"
 
 
 @house_style()
@@ -53,17 +65,19 @@ def confusion_matrix(
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if norm(share[row, column]) > 0.6 else BLACK
             axes.text(column, row, f"{counts[row, column]}", color=colour, **centre)
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], format=PERCENT)
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], format=percent_ticks()
+    )
     bar.set_label("share of the true class's images")
     bar.outline.set_visible(False)
     right, number = np.trace(counts), counts.sum()
-    axes.set_title(f"{right:,} of {number:,} images right ({right / max(number, 1):.2%})")
+    axes.set_title(f"{right:,} of {number:,} images right ({percent(right / max(number, 1), 2)})")
     return figure
 
 
 @house_style()
 def class_bars(
-    values: Mapping[str, ArrayLike], classes: Sequence[str], label: str, title: str = "", percent: bool = True
+    values: Mapping[str, ArrayLike], classes: Sequence[str], label: str, title: str = "", shares: bool = True
 ) -> Figure:
     """One row a class: a bar for the first of ``values`` and a mark for each of the others.
 
@@ -87,14 +101,14 @@ def class_bars(
         for (other, column), mark, colour in zip(others, "oDs", (BLUE, VERMILION, GREEN), strict=False):
             axes.plot(column[part], at, mark, color=colour, markersize=3.6, label=other)
         for row, value in zip(at, first[part], strict=True):
-            note = "no images" if np.isnan(value) else f"{value:.1%}" if percent else f"{value:,.0f}"
+            note = "no images" if np.isnan(value) else percent(value) if shares else f"{value:,.0f}"
             if panels == 1 or np.isnan(value):
                 axes.text(0.01, row, note, va="center", fontsize=7, transform=axes.get_yaxis_transform())
         axes.set_yticks(at, [short(classes[i], 28) for i in part], fontsize=8 if panels == 1 else 6.5)
-        axes.set(xlabel=label, xlim=(0, 1.02 if percent else max(top, 1e-9) * 1.05), ylim=(rows - 0.4, -0.6))
+        axes.set(xlabel=label, xlim=(0, 1.02 if shares else max(top, 1e-9) * 1.05), ylim=(rows - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.xaxis.set_major_formatter(PERCENT if percent else "{x:,.10g}")
+        axes.xaxis.set_major_formatter(percent_ticks() if shares else "{x:,.10g}")
     if others:
         figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(columns))
     return figure
@@ -124,14 +138,16 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15, title: 
     above.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="accuracy")
     below.bar(centre, share, width, color=GREY)
     for name, value, colour in (("accuracy", share @ accuracy, BLUE), ("confidence", share @ mean, VERMILION)):
-        below.axvline(value, color=colour, linewidth=1.2, label=f"mean {name} {value:.1%}")
+        below.axvline(value, color=colour, linewidth=1.2, label=f"mean {name} {percent(value)}")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="share of images")
     for axes in (above, below):
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.xaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_major_formatter(percent_ticks())
+        axes.xaxis.set_major_formatter(percent_ticks())
         axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2)
-    above.set_title(f"expected calibration error {share @ np.abs(gap):.2%} ({bins} bins, {count.sum():,} images)")
+    above.set_title(
+        f"expected calibration error {percent(share @ np.abs(gap), 2)} ({bins} bins, {count.sum():,} images)"
+    )
     return figure
 
 
@@ -157,8 +173,8 @@ def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
         axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--", zorder=0)
         axes.set_yticks(at, [short(str(name), 20) for name in names[rows]], fontsize=8)
         axes.set(title=f"by {text} ({number[rows].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))
-        axes.xaxis.set_major_formatter(PERCENT)
+        axes.xaxis.set_major_formatter(percent_ticks())
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-    figure.supxlabel(f"accuracy and its 95 % interval; all images: {overall:.1%} (dashed)", fontsize=9)
+    figure.supxlabel(f"accuracy and its 95 % interval; all images: {percent(overall)} (dashed)", fontsize=9)
     return figure

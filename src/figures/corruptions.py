@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from src.figures.style import BLACK, COLOURS, Figure, house_style
+from src.figures.style import BLACK, COLOURS, Figure, house_style, percent_ticks
 
 
 @house_style()
@@ -30,5 +29,5 @@ def corruption_curves(groups: Mapping[str, Mapping[str, ArrayLike]], clean: floa
         axes.grid(axis="y")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0].set_ylabel("accuracy")
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].yaxis.set_major_formatter(percent_ticks())
     return figure

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
 
-from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style
+from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style, percent_ticks
 
 MOST = 25_000  # points
 
@@ -31,7 +31,7 @@ def data_map(variability: ArrayLike, confidence: ArrayLike, correctness: ArrayLi
     axes.grid()
     for x, y, text, side in ((0, 1.04, "easy", "left"), (0, -0.05, "hard", "left"), (right, 0.5, "ambiguous", "right")):
         axes.text(x, y, text, ha=side, va="center", color=BLACK)
-    bar = figure.colorbar(points, ax=axes, fraction=0.04, pad=0.02, format="{x:.0%}")
+    bar = figure.colorbar(points, ax=axes, fraction=0.04, pad=0.02, format=percent_ticks())
     bar.set_label("share of epochs in which it was right")
     bar.outline.set_visible(False)
     counted = f"{shown.shape[1]:,} of {number:,}" if number > MOST else f"{number:,}"

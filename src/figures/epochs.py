@@ -9,9 +9,9 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from src.figures.style import BLUE, COLOURS, VERMILION, Figure, house_style, short
+from src.figures.style import BLUE, COLOURS, VERMILION, Figure, house_style, percent, percent_ticks, short
 
 DASHES = ("-", "--", ":", "-.")
 LOOKS: list[dict[str, Any]] = [{"linestyle": dash, "color": colour} for dash in DASHES for colour in COLOURS]
@@ -56,7 +56,7 @@ def _dress(axes: Any, metric: str, label: str) -> None:
     if "loss" in metric:
         axes.set_ylim(bottom=min(0, axes.dataLim.y0))
     elif metric.endswith(tuple(NAMES)):
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(percent_ticks())
 
 
 @house_style()
@@ -72,7 +72,7 @@ def curves(history: History, title: str = "") -> Figure:
                 axes.legend()
         if points and metric.endswith(tuple(NAMES)):
             top = max(points, key=points.__getitem__)
-            axes.set_title(f"highest validation {label}: {points[top]:.2%}, epoch {top}", loc="left")
+            axes.set_title(f"highest validation {label}: {percent(points[top], 2)}, epoch {top}", loc="left")
         if best is not None:
             axes.axvline(best, color="#666666", linewidth=0.9, linestyle="--")
             axes.axvspan(best, end, color="#F1F1F1", linewidth=0, zorder=0)
@@ -118,7 +118,7 @@ def over_minutes(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], ti
     for (name, (minutes, accuracies)), look in zip(runs.items(), cycle(LOOKS), strict=False):
         axes.plot(minutes, accuracies, label=name, **look)
     axes.set(xlabel="minutes of training", ylabel="training accuracy", xlim=(0, None))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(percent_ticks())
     axes.grid(axis="y")
     figure.legend(loc="outside right upper")
     return figure

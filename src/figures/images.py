@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style, short
+from src.figures.style import BLACK, BLUE, GREY, VERMILION, Figure, house_style, percent, short
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Names = Sequence[str]
@@ -47,11 +47,6 @@ def _grid(images: Images, captions: Names, frames: Names, most: int, width: floa
     return figure
 
 
-def _percent(share: float) -> str:
-    text = f"{share:.1%}"
-    return text if share in (0, 1) else {"100.0%": ">99.9%", "0.0%": "<0.1%"}.get(text, text)  # nearly is not quite
-
-
 @house_style()
 def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classes: Names, title: str = "") -> Figure:
     """A grid of images of one shape with their predicted and true classes and the probability given to each.
@@ -61,7 +56,7 @@ def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classe
     captions, frames = [], []
     for label, row in zip(np.asarray(labels), np.asarray(probabilities), strict=True):
         said = int(row.argmax())
-        first, second = (f"{short(classes[k], 22)} ({_percent(row[k])})" for k in (said, label))
+        first, second = (f"{short(classes[k], 22)} ({percent(row[k])})" for k in (said, label))
         captions.append(f"predicted: {first}\ntrue: {second}")
         frames.append(BLUE if said == label else VERMILION)
     longest = max((len(line) for caption in captions for line in caption.split("\n")), default=0)

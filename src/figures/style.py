@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import PIL.Image
 from matplotlib import rc_context, rc_params_from_file
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 # Okabe and Ito (2008): colour-blind eyes tell them apart. Blue is training or right, vermilion validation or wrong.
@@ -89,6 +90,19 @@ def compact(png: bytes) -> tuple[bytes, int]:
         if buffer.tell() < 80_000:
             break
     return buffer.getvalue(), image.width
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as people read it, "12.3 %"; nearly is not quite: ">99.9 %" and "<0.1 %"."""
+    text, nothing, everything = (f"{100 * each:.{digits}f} %" for each in (share, 0, 1))
+    if 0 < share < 1 and text in (nothing, everything):
+        return f"<{10**-digits} %" if text == nothing else f">{100 - 10**-digits} %"
+    return text
+
+
+def percent_ticks() -> PercentFormatter:
+    """The same for the numbers on an axis, each of which needs its own."""
+    return PercentFormatter(1, symbol=" %")
 
 
 def short(name: str, length: int) -> str:

@@ -45,7 +45,7 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
         table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
     epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
     used = results["utilisation"]
-    share = f", {used:.0%} of the {results['matmul_gflops']:,.0f} GFLOP/s of a matrix product" if used else ""
+    share = f", {100 * used:.0f} % of the {results['matmul_gflops']:,.0f} GFLOP/s of a matrix product" if used else ""
     print(f"{results['parameters']:,} parameters, {epochs} in {results['seconds']:.0f} s{share}")
     rich_print(table)
     if best := results["best"]:
