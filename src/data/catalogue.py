@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from src.data.files import given_up_when_stalled
 from src.data.source import SourceDataModule
 
 # What torchvision calls the splits to train, validate and test on; None carves them from the training images.
@@ -72,7 +73,8 @@ class Torchvision(SourceDataModule):
         for download in (False, True) if self.download else (False,):  # a download first hashes all that is there
             given = {**ours, "download": download}
             try:
-                return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
+                with given_up_when_stalled():
+                    return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
             except TypeError as error:
                 raise ValueError(f"torchvision's {name} does not take data.options={self.options}: {error}.") from error
             except (RuntimeError, OSError) as error:

@@ -1,6 +1,8 @@
 """Data sets of official files: found, verified by checksum, downloaded if they are missing."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +14,17 @@ from src.data.memory import MemoryDataModule
 from src.data.official import MIRROR, absent, find
 
 STALLED = 30.0  # seconds without a byte, after which a download is given up
+
+
+@contextmanager
+def given_up_when_stalled() -> Iterator[None]:
+    """Within it torchvision's downloads, which know no time limit, end with an OSError where nothing comes any more."""
+    waits = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(waits)
 
 
 class OfficialDataModule(MemoryDataModule):
@@ -55,10 +68,10 @@ class OfficialDataModule(MemoryDataModule):
                 )
 
     def _download(self, url: str) -> None:
-        path, md5, waits = self.root / self.source.filename, self.source.tgz_md5, socket.getdefaulttimeout()
-        socket.setdefaulttimeout(STALLED)  # torchvision sets none
+        path, md5 = self.root / self.source.filename, self.source.tgz_md5
         try:
-            download_url(url, str(self.root), path.name, md5)
+            with given_up_when_stalled():
+                download_url(url, str(self.root), path.name, md5)
             with TemporaryDirectory(dir=self.root) as fresh:
                 extract_archive(str(path), fresh)
                 self.folder.mkdir(exist_ok=True)
@@ -68,7 +81,6 @@ class OfficialDataModule(MemoryDataModule):
         except (OSError, RuntimeError) as error:
             raise absent(self.source.__name__, self.root, f"{url}: {error}", MIRROR) from error
         finally:
-            socket.setdefaulttimeout(waits)
             if not check_integrity(str(path), md5):
                 path.unlink(missing_ok=True)  # half of it is of no use
 
