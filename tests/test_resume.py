@@ -112,6 +112,7 @@ def test_a_run_killed_between_its_training_and_its_test_only_tests(uninterrupted
     done = run_command("-m", "src.train", f"resume={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     assert "epoch   " not in done.stdout
+    assert "no step was left to train" in done.stdout + done.stderr
     assert_equal_outcome(tmp_path / "run", uninterrupted)
 
 
