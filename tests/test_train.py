@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.callbacks.throughput import Throughput
 from src.eval import evaluate
+from src.networks.cost import describe
 from src.runs.build import build_model
 from src.runs.folder import CONF, events_folder
 from src.runs.record import read_numbers, read_results
@@ -25,6 +27,10 @@ from tests.conftest import DATASETS, QUICK, ROOT, SILENT, composed, needs_cifar1
 def trained(tmp_path_factory):
     """One short training with everything on: (metrics, objects, run folder)."""
     return train_here(composed(*QUICK, folder=tmp_path_factory.mktemp("trained")))
+
+
+def measured(objects: dict[str, Any]) -> Throughput:
+    return next(callback for callback in objects["callbacks"] if isinstance(callback, Throughput))
 
 
 def test_it_returns_flat_floats_and_the_objects(trained) -> None:
@@ -52,14 +58,22 @@ def test_the_run_folder_is_complete(trained) -> None:
 
 def test_the_utilisation_is_the_share_of_a_matrix_product_s_speed_that_the_multiply_adds_need(trained) -> None:
     _, objects, folder = trained
-    throughput = next(callback for callback in objects["callbacks"] if isinstance(callback, Throughput))
+    throughput = measured(objects)
     multiply_adds = (
         4 * (27 * 30**2 + 36 * (28**2 + 12**2 + 10**2)) + 10 * 4 * 25
     )  # of TinyVGG, whose convolutions do not pad
-    assert throughput.flops == 3 * 2 * multiply_adds
+    assert throughput.flops == throughput.images * 3 * 2 * multiply_adds
     results = json.loads((folder / "results.json").read_text())
-    share = throughput.flops * results["images_per_s"] / (results["matmul_gflops"] * 1e9)
+    share = throughput.flops / throughput.images * results["images_per_s"] / (results["matmul_gflops"] * 1e9)
     assert results["utilisation"] == pytest.approx(share, rel=0.01, abs=1e-4)
+
+
+def test_the_utilisation_counts_images_at_the_size_that_the_network_sees(tmp_path: Path) -> None:
+    smaller = "{_target_: src.data.augment.ProgressiveResizing, size: 8, until: 1}"
+    options = [*QUICK[:2], *QUICK[3:], *SILENT, "model=nin", "test=false", f"+data.augment.small={smaller}"]
+    _, objects, _ = train_here(composed(*options, folder=tmp_path))
+    costs = (describe(objects["model"].network, size, 3).multiply_adds for size in (8, 32))
+    assert measured(objects).flops == 160 * 3 * 2 * sum(costs)
 
 
 def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trained) -> None:

@@ -21,9 +21,9 @@ class Throughput(Callback):
 
     Attributes:
         images, train_seconds: of all epochs; they count on where a resumed run went on.
-        flops: of a training step, an image, at the start of the training: three times those of the network's forward
-            pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B). 0 where they are
-            not known.
+        flops: of all these steps: for each image, at the size that the network saw at the end of its epoch, three times
+            those of the network's forward pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM,
+            appendix B). 0 where they are not known.
         peak: FLOP/s of a matrix product in the precision of the training, on one device.
     """
 
@@ -32,14 +32,21 @@ class Throughput(Callback):
         self.images = self.flops = 0
         self.peak = 0.0
         self._start = 0.0  # of the epoch, later by what its validations took
+        self._forward: dict[tuple[int, ...], int] = {}  # FLOPs by the shape of an image
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         self._start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(trainer, pl_module)
+        self._shape = tuple(getattr(pl_module.example_input_array, "shape", ()))[1:]  # (C, H, W)
+        if self._flops(pl_module):
+            self.peak = matmul_speed(pl_module.device, str(trainer.precision))
         self.on_train_epoch_start(trainer, pl_module)  # Lightning leaves it out when a run goes on in mid-epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if isinstance(batch, list | tuple) and isinstance(batch[0], torch.Tensor):
+            self._shape = tuple(batch[0].shape)[1:]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter()
@@ -53,20 +60,23 @@ class Throughput(Callback):
         images = steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
         self.images += images
         self.train_seconds += seconds
+        self.flops += 3 * images * self._flops(pl_module)
         pl_module.log("train/images_per_s", images / seconds)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _flops(self, pl_module: LightningModule) -> int:
+        """Of the forward pass of an image as the training sees them now; 0 where they are not known."""
         example = pl_module.example_input_array
         if not is_overridden("forward", pl_module) or not isinstance(example, torch.Tensor):
-            return
-        try:
-            with looking_at(pl_module), FlopCounterMode(display=False) as counter:
-                pl_module(example[:1].to(pl_module.device))
-        except Exception as error:  # it is any network's code; the run is worth more than this number
-            warnings.warn(f"the FLOPs of this network are not known: {error}", stacklevel=1)
-            return
-        self.flops = 3 * counter.get_total_flops()
-        self.peak = matmul_speed(pl_module.device, str(trainer.precision))
+            return 0
+        if self._shape not in self._forward:
+            self._forward[self._shape] = 0
+            try:
+                with looking_at(pl_module), FlopCounterMode(display=False) as counter:
+                    pl_module(example.new_zeros(1, *self._shape, device=pl_module.device))
+                self._forward[self._shape] = counter.get_total_flops()
+            except Exception as error:  # it is any network's code; the run is worth more than this number
+                warnings.warn(f"the FLOPs of this network are not known: {error}", stacklevel=1)
+        return self._forward[self._shape]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in KEPT}

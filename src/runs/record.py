@@ -223,10 +223,9 @@ def _overrides(folder: Path) -> list[str]:
 
 def _utilisation(throughput: Any, world_size: int) -> dict[str, float | None]:
     """The speed of matrix products, and the share of it that the network's FLOPs needed; None where not known."""
-    if throughput is None or not throughput.flops:
+    if throughput is None or 0 in (throughput.flops, throughput.peak):
         return {"matmul_gflops": None, "utilisation": None}
-    speed = throughput.flops * throughput.images / throughput.train_seconds
-    share = round(speed / (world_size * throughput.peak), 4)
+    share = round(throughput.flops / (throughput.train_seconds * world_size * throughput.peak), 4)
     return {"matmul_gflops": round(throughput.peak / 1e9, 1), "utilisation": share}
 
 
