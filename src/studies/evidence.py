@@ -59,10 +59,11 @@ def curves_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for row in _of_recipes(rows, runs):
         run = runs[row.runs[0]]
-        an_epoch = run.results["train_seconds"] / run.results["epochs"] / 60
-        for epoch, acc in zip(run.history["epoch"], run.history["train/acc"], strict=True):
-            recipe = {key: run.differing[key] for key in KEYS}
-            lines.append({**recipe, "minutes": round((epoch + 1) * an_epoch, 2), "acc": round(acc, 4)})
+        recipe = {key: run.differing[key] for key in KEYS}
+        of_an_image = 1 / run.history["train/images_per_s"]  # its seconds, in each epoch
+        minutes = of_an_image.cumsum() / of_an_image.sum() * run.results["train_seconds"] / 60
+        for minute, acc in zip(minutes, run.history["train/acc"], strict=True):
+            lines.append({**recipe, "minutes": round(minute, 2), "acc": round(acc, 4)})
     return pd.DataFrame(lines, columns=[*KEYS, "minutes", "acc"])
 
 
