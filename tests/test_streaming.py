@@ -386,8 +386,8 @@ def test_a_worker_that_is_killed_tells_what_it_read(root, config, monkeypatch):
 # ImageNet
 
 
-def test_imagenet_tests_on_val_and_has_the_names_of_its_synsets(tmp_path):
-    wnids = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus", "n01484850": "white shark"}
+def test_imagenet_tests_on_val_and_has_the_names_of_its_synsets_two_of_which_are_called_the_same(tmp_path):
+    wnids = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707": "crane"}
     for split, count in (("train", 6), ("val", 2)):
         for wnid in wnids:
             for i in range(count):
@@ -399,7 +399,7 @@ def test_imagenet_tests_on_val_and_has_the_names_of_its_synsets(tmp_path):
     lines = [f"{wnid} {name}" for wnid, name in reversed(wnids.items())]
     (tmp_path / "imagenet/LOC_synset_mapping.txt").write_text("\n".join(lines))
     data = ready(tmp_path / "imagenet", ImageNet, val_size=3, mean=None)
-    assert data.classes == list(wnids.values())
+    assert data.classes == ["tench, Tinca tinca", "crane (1)", "crane (2)"]
     assert [data.size(split) for split in ("train", "val", "test")] == [15, 3, 6]
     assert "/val/" in data._sets["test"].images.name(0)
     assert data.mean == [0.485, 0.456, 0.406]

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -78,16 +79,24 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
         self._mean, self._std = mean, std if std is not None or not isinstance(mean, str) else mean
-        given = [each for each in (augment or {}).values() if each is not None]
-        steps = [t if isinstance(t, Transform) else PerImage(t) for t in given]
+        steps = [t if isinstance(t, Transform) else PerImage(t) for t in (augment or {}).values() if t is not None]
         self.before_normalize = [t for t in steps if not t.after_normalize]
         self.after_normalize = [t for t in steps if t.after_normalize]
         self.needs_index = any(t.needs_index for t in steps)
         self.index: Tensor | None = None  # positions in the split of the batch that was moved last, if `needs_index`
-        self.classes: list[str] = []
-        self.eval_split = "test"
+        self.classes, self.eval_split = [], "test"
         self.corrupts: Callable[[Tensor], Tensor] | None = None  # what befalls uint8 images that are evaluated
         self._sets: dict[str, Dataset] = {}
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; the same name of several, as two of ImageNet's have, is followed by the number."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: list[str]) -> None:
+        count = Counter(names)
+        self._classes = [f"{name} ({i})" if count[name] > 1 else name for i, name in enumerate(names)]
 
     # What a subclass gives
 

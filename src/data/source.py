@@ -71,10 +71,10 @@ class SourceDataModule(StreamingDataModule):
         if names is None and not self.classes:
             names = range(self.num_classes or (labels.shape[1] if labels.ndim > 1 else max(int(labels.max()) + 1, 1)))
         if names is not None:
-            classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
-            if self.classes and self.classes != classes:
-                raise ValueError(f"{where}: its classes, {classes[:5]}, are not those before, {self.classes[:5]}.")
-            self.classes = classes
+            before = self.classes
+            self.classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
+            if before and before != self.classes:
+                raise ValueError(f"{where}: its classes, {self.classes[:5]}, are not those before, {before[:5]}.")
 
     def _where(self, part: str) -> str:
         return f"{type(self.source(part)).__name__}, the {part} images"
