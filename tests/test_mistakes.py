@@ -41,6 +41,7 @@ MISTAKES = {
     "--model vgg11": "there is no flag --model: options are written without dashes, model=vgg11",
     "--lr=0.1": "there is no flag --lr=0.1: options are written without dashes, optimizer.lr=0.1",
     "model=googlenet model.aux_wieght=0": "there is no option 'model.aux_wieght': did you mean model.aux_weight or",
+    "model=tinyvgg model.network.dropout=0": "'model.network.dropout': did you mean model.network.hidden_units or",
     "callbacks=none callbacks.throughput=null": "there is no option 'callbacks.throughput'",
     "model.network.num_classes=3": "model.network.num_classes=3 must be 10, as data.num_classes",
     "model=torchvision model.network.name=alexnet": "TorchvisionNetwork must make logits (1, 10) of images",
