@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {
     "TinyVGG.hidden_units SNGAN.width SNGAN.noise_size ResNet.depth CifarResNet.depth": whole(1),
     "VGG.hidden SpeedrunNet.widths": several(whole(1)),
     "VGG.stages": TEXT | several(whole(1) | choice("M")),
-    "VGG.dropout NIN.dropout AlexNet.dropout GAN.decay EMA.decay": PART,
+    "VGG.dropout NIN.dropout AlexNet.dropout GoogLeNet.dropout GoogLeNet.dropout_aux GAN.decay EMA.decay": PART,
     "VGG.batch_norm VGG.factorized NIN.batch_norm SpeedrunNet.dirac": FLAG,
     "GoogLeNet.aux_heads GoogLeNet.true_5x5 GoogLeNet.transform_input": FLAG,
     "GoogLeNet.small_stem ResNet.small_stem": FLAG | NULL,
