@@ -76,6 +76,14 @@ def test_the_utilisation_counts_images_at_the_size_that_the_network_sees(tmp_pat
     assert measured(objects).flops == 160 * 3 * 2 * sum(costs)
 
 
+def test_the_machine_s_speed_is_the_better_of_two_measures(tmp_path: Path, monkeypatch) -> None:
+    measures = [1e9, 3e9]  # the first while something else was running
+    monkeypatch.setattr("src.callbacks.throughput.matmul_speed", lambda *_: measures.pop(0))
+    _, objects, folder = train_here(composed(*QUICK, *SILENT, "test=false", folder=tmp_path))
+    assert measured(objects).peak == 3e9
+    assert json.loads((folder / "results.json").read_text())["matmul_gflops"] == 3.0
+
+
 def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trained) -> None:
     metrics, objects, folder = trained
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)

@@ -24,7 +24,8 @@ class Throughput(Callback):
         flops: of all these steps: for each image, at the size that the network saw at the end of its epoch, three times
             those of the network's forward pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM,
             appendix B). 0 where they are not known.
-        peak: FLOP/s of a matrix product in the precision of the training, on one device.
+        peak: FLOP/s of a matrix product in the precision of the training, on one device: as measured when the training
+            begins or when it ends, whichever is more, since a moment's work of others halves it.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,10 @@ class Throughput(Callback):
         self.train_seconds += seconds
         self.flops += 3 * images * self._flops(pl_module)
         pl_module.log("train/images_per_s", images / seconds)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.peak:
+            self.peak = max(self.peak, matmul_speed(pl_module.device, str(trainer.precision)))
 
     def _flops(self, pl_module: LightningModule) -> int:
         """Of the forward pass of an image as the training sees them now; 0 where they are not known."""
