@@ -251,6 +251,7 @@ def test_the_metrics_of_a_running_job_come_epoch_by_epoch_whole_lines_only(tmp_p
         ([LR, "+logger={}", "hydra/sweeper/pruner=median"], "needs logger.csv"),
         ([LR, "hydra.sweeper.storage=nowhere/study.journal"], "nowhere/study.journal cannot be used"),
         ([LR, "hydra.sweeper.storage=nosuchdb://x"], "nosuchdb://x cannot be used"),
+        ([LR, "hydra.sweeper.storage=postgresql+pg8000://x"], "cannot be used: No module named 'pg8000'"),
         ([LR, "hydra.sweeper.storage=conf/standin.yaml"], "conf/standin.yaml cannot be used"),
     ],
 )

@@ -39,7 +39,8 @@ def open_study(storage: str, name: str, sampler: Any, pruner: Any, settings: dic
                 study.set_user_attr("settings", settings)
             break
         except Exception as error:  # of the file system, a driver, SQLAlchemy or Optuna
-            cause = str(getattr(error.__cause__ or error, "orig", error)).strip().splitlines()[0]
+            origin = error.__cause__ or error
+            cause = str(getattr(origin, "orig", origin)).strip().splitlines()[0]
             if attempt == 4 or not any(word in cause.lower() for word in ("already exists", "unique", "duplicate")):
                 raise ValueError(f"hydra.sweeper.storage={storage} cannot be used: {cause}.") from error
             time.sleep(1)  # two machines make the tables of a new database at once: the other one has made them
