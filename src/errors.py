@@ -73,7 +73,7 @@ def _did_you_mean(near: list[str]) -> str:
 def nearest_keys(name: str, keys: list[str]) -> list[str]:
     """The options that end as `name` does, or else those that look like it, the nearest first."""
     # not itself, which may be there in one job of a sweep, nor a section that it would be in
-    keys = [key for key in keys if not f"{name}.".startswith(f"{key}.") and "._" not in key]
+    keys = [key for key in keys if not f"{name}.".startswith(f"{key}.")]
     same = [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]]
     return difflib.get_close_matches(name, same or keys, cutoff=0 if same else 0.5)
 

@@ -179,6 +179,12 @@ def test_classes_may_have_several_names_as_those_of_imagenet():
     assert ready(source).classes == ["tench, Tinca tinca", "cock", "hen"]
 
 
+def test_classes_of_one_name_are_told_apart_in_every_split():
+    source, other = Pictures(), Pictures(9)
+    source.classes = other.classes = ["crane", "cock", "crane"]
+    assert ready(source, test_source=other).classes == ["crane (0)", "cock", "crane (2)"]
+
+
 def test_test_and_validation_images_are_carved_stratified_or_come_from_sources_of_their_own():
     data = ready(Pictures(90), test_size=0.1, val_size=9)
     assert [data.size(split) for split in ("train", "val", "test")] == [72, 9, 9]

@@ -40,14 +40,14 @@ class Throughput(Callback):
         self._start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._shape = tuple(getattr(pl_module.example_input_array, "shape", ()))[1:]  # (C, H, W)
+        self._shape = getattr(pl_module.example_input_array, "shape", ())[1:]  # (C, H, W)
         if self._flops(pl_module):
             self.peak = matmul_speed(pl_module.device, str(trainer.precision))
         self.on_train_epoch_start(trainer, pl_module)  # Lightning leaves it out when a run goes on in mid-epoch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if isinstance(batch, list | tuple) and isinstance(batch[0], torch.Tensor):
-            self._shape = tuple(batch[0].shape)[1:]
+            self._shape = batch[0].shape[1:]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter()
