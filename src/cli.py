@@ -22,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.main import get_args_parser
 from omegaconf import DictConfig
 
+from src.cores import START, share_the_cores, worked
 from src.errors import LOST, all_keys, explain, nearest_keys, user_error
 from src.help import show
 from src.runs.build import REPLACES, VERSION_BASE, compose, register_resolvers, unchecked
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 MULTIRUN = {"-m", "--multirun"}
 PARENT = os.getppid()
-SPINS = "1000"  # what GNU's OpenMP itself takes for more threads than cores, instead of 300,000
 GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
 
 
@@ -43,10 +43,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
     """
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    before = worked()
-
     def job(cfg: DictConfig) -> Any:
-        share_the_cores(before, worked())
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the job starts print for themselves
         with one_line_errors(config_name, show_traceback):
@@ -61,6 +58,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
     if not show_traceback:
         threading.excepthook = tell_of_thread
     register_resolvers()
+    if not MULTIRUN & set(sys.argv):  # the jobs of a sweep look for themselves
+        share_the_cores(START, worked())
     with one_line_errors(config_name, show_traceback):
         if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):
             return show(config_name, *sys.argv[asked + 1 : asked + 2])
@@ -72,30 +71,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises and leaves the printing to us
         options = {"config_path": str(CONF), "config_name": config_name}
         hydra.main(**options, **VERSION_BASE, **unchecked("execution_whitelist"))(job)()
-
-
-def worked() -> tuple[float, float, float]:
-    """Seconds on the clock, those that all cores together have worked, and those of this process."""
-    stat = Path("/proc/stat")
-    user, nice, system = map(int, stat.read_text().split()[1:4] if stat.is_file() else (0, 0, 0))
-    cores = (user + nice + system) / os.sysconf("SC_CLK_TCK")
-    return time.monotonic(), cores, time.process_time()
-
-
-def share_the_cores(before: tuple[float, float, float], now: tuple[float, float, float]) -> None:
-    """Lets threads that wait for each other sleep soon, if other processes keep cores busy that they would run on.
-
-    By default they spin for long: that is faster on cores of their own; where another training has these too, a thread
-    spins while the one that it waits for cannot run, and both trainings take several times as long. Before torch is
-    loaded, whose OpenMP asks once: `resume=` and an evaluation look at their run by then, and are left as they are.
-    """
-    seconds, all_cores, mine = (after - earlier for after, earlier in zip(now, before, strict=True))
-    others = (all_cores - mine) / max(seconds, 0.1)
-    cores = os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdigit() else cores
-    if "OMP_WAIT_POLICY" not in os.environ and threads > 1 and others + threads > cores + 0.5:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def go_on(given: Given) -> str | None:

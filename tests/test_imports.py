@@ -11,7 +11,7 @@ from tests.conftest import ROOT, run_command
 
 ENTRY_POINTS = {"train", "eval", "predict", "sample", "shards", "export", "rename", "report"}
 HOUSE = {"callbacks", "data", "evaluation", "figures", "modules", "networks", "runs", "studies", "sweeps"}
-ROOMS = ENTRY_POINTS | HOUSE | {"cli", "errors", "help"}
+ROOMS = ENTRY_POINTS | HOUSE | {"cli", "cores", "errors", "help"}
 
 FORBIDDEN = {
     "networks": {"lightning", "hydra", "omegaconf"} | (ROOMS - {"networks"}),
@@ -24,6 +24,7 @@ FORBIDDEN = {
     "sweeps": {"torch", "lightning"} | ENTRY_POINTS,
     "studies": ENTRY_POINTS | {"sweeps"},
     "cli": ENTRY_POINTS,
+    "cores": {"torch", "lightning", "hydra"} | (ROOMS - {"cores"}),
     "errors": {"torch", "lightning", "cli", "help"} | ENTRY_POINTS,
     **{name: ENTRY_POINTS - {name} for name in ENTRY_POINTS},
 }

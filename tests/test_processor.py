@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from src import cli
+from src import cli, cores
 from src.callbacks import processor
 
 
@@ -43,17 +44,38 @@ def test_threads_sleep_where_others_keep_cores_busy(
 ) -> None:
     monkeypatch.setattr(os, "environ", {**given})
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    cli.share_the_cores((5.0, 100.0, 2.0), (6.0, 100.8 + others, 2.8))
+    cores.share_the_cores((5.0, 100.0, 2.0), (6.0, 100.8 + others, 2.8))
     assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system does not say what its cores have worked")
 def test_the_cores_have_worked_at_least_what_this_process_did() -> None:
-    before = cli.worked()
+    before = cores.worked()
     while time.process_time() < before[2] + 0.2:
         pass
-    _, cores, mine = (after - earlier for after, earlier in zip(cli.worked(), before, strict=True))
-    assert cores > mine - 0.05  # counted in hundredths
+    _, every, mine = (after - earlier for after, earlier in zip(cores.worked(), before, strict=True))
+    assert every > mine - 0.05  # counted in hundredths
+
+
+@pytest.mark.parametrize(("words", "spins"), [(["run=latest"], "1000"), (["-m", "seed=0,1"], None)])
+def test_a_command_looks_at_the_cores_before_it_opens_a_run_and_a_sweep_leaves_that_to_its_jobs(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], spins: str | None
+) -> None:
+    seen = []
+
+    def prepare(given: dict[str, str]) -> None:
+        seen.append(os.environ.get("GOMP_SPINCOUNT"))
+        raise SystemExit
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cli, "START", (5.0, 100.0, 2.0))
+    monkeypatch.setattr(cli, "worked", lambda: (6.0, 101.0, 2.1))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "argv", ["eval.py", *words])
+    with pytest.raises(SystemExit):
+        cli.run(lambda cfg: None, "eval", prepare)
+    assert seen == [spins]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,8 @@ from src.networks.resnet import BLOCKS, CifarResNet, ResNet
 from src.networks.tinyvgg import TinyVGG
 from src.networks.vgg import VGG
 from src.networks.weights import Weights, load_weights, read_weights
+from src.runs.build import build_model
+from tests.conftest import composed
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 GOOGLENET = partial(GoogLeNet, 10, 32, small_stem=False)
@@ -187,6 +190,18 @@ def test_published_weights_are_downloaded_once_and_checked_or_it_is_said_which_f
     cached.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
     with pytest.raises(ValueError, match="truncated or altered: its SHA-256 begins with"):
         read_weights("imagenet", network)
+
+
+def test_a_host_of_weights_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.data.files.STALLED", 0.2)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as says_nothing:
+        url = f"http://127.0.0.1:{says_nothing.getsockname()[1]}/alexnet-0123abcd.pth"
+        monkeypatch.setattr(models, "get_model_weights", lambda _: SimpleNamespace(DEFAULT=SimpleNamespace(url=url)))
+        cfg = composed("model=alexnet", "model.weights=imagenet", "data=cifar10")
+        with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(.*timed out"):
+            build_model(cfg, SimpleNamespace())
+    assert socket.getdefaulttimeout() is None
 
 
 def test_every_counterpart_has_published_weights_with_a_hash_in_their_name() -> None:

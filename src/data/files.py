@@ -18,7 +18,7 @@ STALLED = 30.0  # seconds without a byte, after which a download is given up
 
 @contextmanager
 def given_up_when_stalled() -> Iterator[None]:
-    """Within it torchvision's downloads, which know no time limit, end with an OSError where nothing comes any more."""
+    """Within it downloads of torch and torchvision, which know no time limit, end with an OSError where they stall."""
     waits = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED)
     try:

@@ -77,9 +77,11 @@ def build_model(cfg: DictConfig, datamodule: Any = None) -> Any:
     source = node.pop("weights", None)
     model = build(node)
     if datamodule is not None and source is not None:
+        from src.data.files import given_up_when_stalled
         from src.networks.weights import load_weights, read_weights
 
-        weights = read_weights(source, model.network)
+        with given_up_when_stalled():
+            weights = read_weights(source, model.network)
         load_weights(model.network, weights)
         if weights.mean is not None and cfg.data.mean is None and cfg.data.std is None:
             cfg.data.mean, cfg.data.std = weights.mean, weights.std

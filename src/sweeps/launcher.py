@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from src.runs.folder import LAST
+from src.runs.folder import LAST, from_here
 from src.runs.record import read_numbers
 from src.sweeps.folder import Job, entry_point, lock_file, quote
 from src.sweeps.screen import Screen
@@ -65,7 +65,7 @@ class JobLauncher(ABC):
             if isinstance(error, Exception):
                 raise error  # told once the jobs have saved and ended, none outlives its sweep
         if self.stops:
-            screen.say(f"Stopped. The same command goes on, or: resume_sweep={trials.folder}")
+            screen.say(f"Stopped. The same command goes on, or: resume_sweep={from_here(trials.folder)}")
             raise SystemExit(130)
 
     async def _run(self) -> None:

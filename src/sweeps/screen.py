@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.live import Live
 
+from src.runs.folder import from_here
 from src.runs.table import rich_table, shown
 from src.sweeps.folder import Job
 from src.sweeps.study import Trials
@@ -50,7 +51,7 @@ class Screen:
         first = sorted(ranked[: max(4, self.console.height - 8)], key=lambda job: job.number)
         caption = ", ".join(f"{number} {status}" for status, number in counts.items())
         columns = ["job", "overrides", "status", "epoch", self.metric or "value", "seconds"]
-        return rich_table(pd.DataFrame(map(self._row, first), columns=columns), str(trials.folder), caption)
+        return rich_table(pd.DataFrame(map(self._row, first), columns=columns), str(from_here(trials.folder)), caption)
 
     def _row(self, job: Job) -> list[str]:
         overrides = job.label + (job.reason and f"\n{job.reason}")

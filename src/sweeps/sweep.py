@@ -72,7 +72,7 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     if record or shared:
         sampler.reseed_rng()  # or it would draw again what it drew before, or what another machine draws
     if record:
-        screen.say(f"Going on with {folder} (hydra.sweep.dir=NEW starts afresh).")
+        screen.say(f"Going on with {from_here(folder)} (hydra.sweep.dir=NEW starts afresh).")
     new = {"sweep": str(folder), "command": [*entry_point(), *sys.argv[1:]], "identity": sweeper.identity}
     record = {**new, "storage": storage, "study_name": own.study_name, **record, "finished": False}
     own.set_user_attr("sweep", record)
