@@ -9,6 +9,7 @@ SPINS = "1000"  # what GNU's OpenMP itself takes for more threads than cores, in
 
 
 def worked() -> Worked:
+    """Until now; no work of the cores where the system does not tell of it."""
     stat = Path("/proc/stat")
     user, nice, system = map(int, stat.read_text().split()[1:4] if stat.is_file() else (0, 0, 0))
     cores = (user + nice + system) / os.sysconf("SC_CLK_TCK")
