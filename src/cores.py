@@ -4,12 +4,12 @@ import os
 import time
 from pathlib import Path
 
-Worked = tuple[float, float, float]  # seconds: on the clock, that all cores together have worked, and this process
+Worked = tuple[float, float, float]  # as `worked` gives it
 SPINS = "1000"  # what GNU's OpenMP itself takes for more threads than cores, instead of 300,000
 
 
 def worked() -> Worked:
-    """Until now; no work of the cores where the system does not tell of it."""
+    """Seconds on the clock, those that all cores together have worked (0 where unknown), and those of this process."""
     stat = Path("/proc/stat")
     user, nice, system = map(int, stat.read_text().split()[1:4] if stat.is_file() else (0, 0, 0))
     cores = (user + nice + system) / os.sysconf("SC_CLK_TCK")

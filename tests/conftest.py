@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,6 +127,18 @@ def figures_are_blank(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """
     if "renders" not in request.keywords:
         monkeypatch.setattr(Figure, "png", BLANK)
+
+
+@pytest.fixture
+def silent_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a host that takes the call and says nothing; whoever has not given it up is hung up on."""
+    monkeypatch.setattr("src.data.files.STALLED", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as says_nothing:
+        hangs_up = threading.Timer(60, says_nothing.close)
+        hangs_up.start()
+        yield f"http://127.0.0.1:{says_nothing.getsockname()[1]}/"
+        hangs_up.cancel()
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Data sets of other libraries and of one's own, by name: what their items may be, splits, and reopening their runs."""
 
-import socket
 import sys
 from types import SimpleNamespace
 
@@ -336,14 +335,10 @@ def test_files_are_downloaded_only_if_they_are_missing(monkeypatch):
     assert (data.size("train"), data.size("test")) == (12, 6)
 
 
-def test_a_host_that_takes_the_call_and_says_nothing_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.data.files.STALLED", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as says_nothing:
-        url = f"http://127.0.0.1:{says_nothing.getsockname()[1]}/"
-        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [url])
-        with pytest.raises(FileNotFoundError, match=r"data\.download=true: timed out"):
-            torchvision_set(tmp_path, download=True)
-    assert socket.getdefaulttimeout() is None
+def test_a_host_that_takes_the_call_and_says_nothing_is_given_up(tmp_path, monkeypatch, silent_host):
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [silent_host])
+    with pytest.raises(FileNotFoundError, match=r"data\.download=true: timed out"):
+        torchvision_set(tmp_path, download=True)
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,8 @@ def test_a_sweep_that_is_stopped_or_killed_takes_its_jobs_along_and_goes_on(stan
     output, _ = process.communicate(timeout=30)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "The same command goes on" in output
+        here = standin.folders[0].relative_to(standin.folder)
+        assert f"The same command goes on, or: resume_sweep={here}\n" in output
         assert count(standin.jobs()) == {"stopped": 2, "queued": 1}
         assert not standin.alive()
     else:  # it goes on at once, while the jobs may still be saving: nobody writes into their folders twice

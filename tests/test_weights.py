@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import re
-import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -192,16 +191,15 @@ def test_published_weights_are_downloaded_once_and_checked_or_it_is_said_which_f
         read_weights("imagenet", network)
 
 
-def test_a_host_of_weights_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.data.files.STALLED", 0.2)
+def test_a_host_of_weights_that_says_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_host: str
+) -> None:
+    published = SimpleNamespace(url=f"{silent_host}alexnet-0123abcd.pth")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as says_nothing:
-        url = f"http://127.0.0.1:{says_nothing.getsockname()[1]}/alexnet-0123abcd.pth"
-        monkeypatch.setattr(models, "get_model_weights", lambda _: SimpleNamespace(DEFAULT=SimpleNamespace(url=url)))
-        cfg = composed("model=alexnet", "model.weights=imagenet", "data=cifar10")
-        with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(.*timed out"):
-            build_model(cfg, SimpleNamespace())
-    assert socket.getdefaulttimeout() is None
+    monkeypatch.setattr(models, "get_model_weights", lambda _: SimpleNamespace(DEFAULT=published))
+    cfg = composed("model=alexnet", "model.weights=imagenet", "data=cifar10")
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(.*timed out"):
+        build_model(cfg, SimpleNamespace())
 
 
 def test_every_counterpart_has_published_weights_with_a_hash_in_their_name() -> None:
