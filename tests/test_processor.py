@@ -57,7 +57,9 @@ def test_the_cores_have_worked_at_least_what_this_process_did() -> None:
     assert every > mine - 0.05  # counted in hundredths
 
 
-@pytest.mark.parametrize(("words", "spins"), [(["run=latest"], "1000"), (["-m", "seed=0,1"], None)])
+@pytest.mark.parametrize(
+    ("words", "spins"), [(["run=latest"], "1000"), (["-m", "seed=0,1"], None), (["resume_sweep=SWEEP"], None)]
+)
 def test_a_command_looks_at_the_cores_before_it_opens_a_run_and_a_sweep_leaves_that_to_its_jobs(
     monkeypatch: pytest.MonkeyPatch, words: list[str], spins: str | None
 ) -> None:
