@@ -47,7 +47,7 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
             "acc_views": views["mean"], "std_views": views["std"],
             **{name: _evaluated(alike, name)["mean"] for name in BESIDE},
             "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"], 1),
-            "device": first["device"], **{name: first.get(name) for name in ("matmul_gflops", "utilisation")},
+            "device": first["device"], **{name: _mean(alike, name) for name in ("matmul_gflops", "utilisation")},
             "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7],
             "command": _command(alike),
         })  # fmt: skip
@@ -100,6 +100,12 @@ def _evaluated(runs: Sequence[Any], name: str, file: str = EVALUATION) -> dict[s
         checkpoint = Path((run.results.get("best") or {}).get("path", LAST)).name
         values.append(read_evaluation(run.folder, checkpoint, file).get(f"test/{name}"))
     return {"mean": None, "std": None} if None in values else tables.spread(values)
+
+
+def _mean(runs: Sequence[Any], name: str) -> float:
+    """Of what the records of the runs say, four digits of it; not a number where one of them lacks it."""
+    mean = sum(run.results.get(name) or math.nan for run in runs) / len(runs)
+    return float(f"{mean:.4g}")
 
 
 def add(found: pd.DataFrame, file: Path = FILE) -> pd.DataFrame:
