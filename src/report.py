@@ -40,7 +40,7 @@ ASIDE = (
     *("callbacks.progress_bar.", "callbacks.tensorboard_pictures.", "callbacks.model_summary."),
 )
 BESIDE = ("best epoch", "parameters", "images_per_s", "seconds")  # the numbers shown beside the metrics
-MOST = 24  # runs whose figures go into the page
+MOST = 10  # runs whose figures go into the page
 FILES = ("report.html", "report.md", "summary.csv", "summary.json", "runs.csv")
 SIZE = ("data.num_classes=1000", "data.image_size=224")  # what networks are measured at by default
 
@@ -161,16 +161,19 @@ def _ends(folder: Path) -> dict[str, str]:
 def compare(runs: Mapping[str, Record]) -> list[Row]:
     """Finished runs by their settings; by data set, those with the best value of their own metric first.
 
-    A row is compared with the best of its data set; it differs from the others in what `Record.differing` has.
+    Where all images were trained on, that is the one of the test. A row is compared with the best of its data set; it
+    differs from the others in what `Record.differing` has.
     """
     done = [run for run in runs.values() if run.numbers is not None]
     bests = [run.results["best"] for run in done if run.results.get("best")]
     modes = {best["metric"]: best.get("mode") or mode_of(best["metric"]) for best in bests}
+    tested = [run.settings.get("optimized_metric", "").replace("val/", "test/") for run in done]
     rows: list[Row] = []
     for data in sorted({run.differing["data"] for run in done}):
         alike = [(run.name, run.settings, run.numbers) for run in done if run.differing["data"] == data]
         found = tables.group(alike, modes)
-        metric = [*modes, *_metrics(found), ""][0]
+        known = tables.columns(row.metrics for row in found)
+        metric = next((name for name in [*modes, *tested, *_metrics(found)] if name in known), "")
         rows += tables.ranked(found, metric, modes)
     said = [runs[row.runs[0]].differing for row in rows]
     keys = dict.fromkeys(["model", "data", *tables.differing(said)])
@@ -208,8 +211,15 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
     found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows)}
     found |= {"histories": _histories(rows, runs), "shown": _shown(rows, runs)}
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    template = pages.get_template("report.html")
-    return template.render(**found, sweeps=sweeps, runs=every, figures=figures, tables=tables, b64encode=b64encode)
+    found |= {"figures": figures, "tables": tables, "pictures": _pictures, "b64encode": b64encode}
+    return pages.get_template("report.html").render(**found, sweeps=sweeps, runs=every)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The figures of a run's evaluations; one over several views only where there is none of the images alone."""
+    found = {path.stem: path for path in sorted(folder.glob("figures/*.png")) if path.stem != "curves"}
+    views = ("_flip", "_multicrop")
+    return [path for name, path in found.items() if not (name.endswith(views) and name.rpartition("_")[0] in found)]
 
 
 def _shown(rows: list[Row], runs: Mapping[str, Record]) -> list[Record]:

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from src import figures
 from src.figures.style import short
@@ -201,6 +203,15 @@ def test_a_probability_is_called_certain_only_where_it_is() -> None:
 def test_long_names_lose_their_middle() -> None:
     assert short("abcdefghij", 5) == "ab…ij"
     assert short("abcde", 5) == "abcde"
+
+
+def test_a_page_gets_figures_as_they_are_and_photographs_small() -> None:
+    noise = np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)
+    for pixels, exact in ((noise // 64 * 64, True), (noise, False), (np.full_like(noise, 7), True)):
+        Image.fromarray(pixels).save(png := BytesIO(), "PNG")
+        webp, width = figures.compact(png.getvalue())
+        assert width == 256
+        assert np.array_equal(np.array(Image.open(BytesIO(webp))), pixels) == exact
 
 
 def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_path: Path) -> None:

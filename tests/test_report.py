@@ -106,6 +106,15 @@ def test_differences_the_seeds_do_not_support_are_marked_within_a_data_set(tmp_p
     ]
 
 
+def test_runs_that_trained_on_all_images_are_ranked_by_the_test_of_what_they_optimise(tmp_path: Path) -> None:
+    for lr, accuracy in (("0.1", 0.8), ("0.2", 0.9)):
+        folder = make_run(tmp_path / lr, f"optimizer.lr={lr}", optimized_metric="val/acc")
+        record = json.loads((folder / "results.json").read_text())
+        record |= {"best": None, "metrics": {"test/loss": accuracy, "test/acc": accuracy}}
+        (folder / "results.json").write_text(json.dumps(record))
+    assert [row.differing["optimizer.lr"] for row in rows_of(tmp_path)] == ["0.2", "0.1"], "not the lower loss"
+
+
 def test_a_run_that_logs_only_a_training_score_is_reported_like_any_other(tmp_path: Path) -> None:
     for seed, score in enumerate((3.0, 4.0, 1.0)):
         folder = make_run(tmp_path / str(seed), f"seed={seed}", f"optimizer.lr={seed}")
@@ -195,7 +204,8 @@ def test_the_files_have_plain_numbers_for_every_run_and_row(tmp_path: Path) -> N
 def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     for seed in range(2):
         run = make_run(tmp_path / str(seed), f"seed={seed}", model="<b>net</b>")
-    figures.save(figures.confusion_matrix("ab", "ab", ["a", "b"]), run / "figures/confusion_matrix.png")
+    for name in ("confusion_matrix", "confusion_matrix_multicrop", "per_class_flip"):
+        figures.save(figures.confusion_matrix("ab", "ab", ["a", "b"]), run / f"figures/{name}.png")
     figures.save(figures.confusion_matrix("ab", "ab", ["a", "b"]), tmp_path / "figures/importance.png")
     report([tmp_path])
     page = (tmp_path / "report/report.html").read_text()
@@ -206,7 +216,8 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     assert "http" not in page
     alts = re.findall(r'alt="([^"]+)"', page)
     epochs = "metrics over epochs"
-    assert alts == ["runs on digits", f"{tmp_path.name}: importance", epochs, epochs, "confusion matrix"]
+    pictures = [epochs, epochs, "confusion matrix", "per class flip"]
+    assert alts == ["runs on digits", f"{tmp_path.name}: importance", *pictures]
     assert page.count("python -m src.eval run=") == 1, "for the run without figures"
 
 

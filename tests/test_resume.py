@@ -102,6 +102,9 @@ def test_a_killed_run_moved_elsewhere_resumes_to_the_same_bits(uninterrupted: Pa
     done = run_command("-m", "src.train", f"resume={tmp_path}/moved")
     assert done.returncode == 0, done.stderr
     assert_equal_outcome(tmp_path / "moved", uninterrupted)
+    told = [json.loads((run / "results.json").read_text())["command"] for run in (tmp_path / "moved", uninterrupted)]
+    assert told[0] == told[1], "what trains it from its start"
+    assert told[0].startswith("python -m src.train ")
     assert not (tmp_path / "first").exists()
     assert not (tmp_path / "hacked").exists()
 

@@ -10,7 +10,6 @@ import platform
 import re
 import shlex
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from src.runs.folder import (
     OVERRIDES,
     RESULTS,
     RunError,
+    entry_point,
     read_config,
     read_table,
     read_yaml,
@@ -176,7 +176,7 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "seed": cfg.seed,
         "tags": list(cfg.tags or []),
         "overrides": _overrides(folder),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *entry_point(), *_overrides(folder)]),
         "device": _device(trainer),
         "precision": trainer.precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},

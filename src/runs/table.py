@@ -24,8 +24,8 @@ LEVEL = 0.05
 CAPTION = "mean ± deviation over n runs; ~ the runs do not tell it from the best row (Welch's t, Holm, p ≥ 0.05)"
 DEVIATIONS = {"sampling": "± images", "beyond": "± beyond"}  # of the test accuracy, which they stand beside
 IMAGES = (
-    "; ± images: what as many other test images would change (binomial), ± beyond: what is left of the deviation "
-    "between runs without that of the images (Jordan 2023), where src.eval has tested them"
+    "; ± images: how far another test set of this size would move it (binomial), ± beyond: what then remains of the "
+    "deviation between runs (Jordan 2023), where src.eval has tested them"
 )
 FORMATS = {
     "parameters": ",.0f",

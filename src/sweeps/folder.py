@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from src.runs.folder import RunError
+from src.runs.folder import RunError, entry_point
 from src.runs.trust import check_places
 
 JOURNAL = "study.journal"
@@ -194,12 +194,6 @@ def _harmless(word: str, folder: Path) -> bool:
     except (RunError, yaml.YAMLError):
         return False
     return not key.startswith("hydra") or key.startswith(OF_A_SWEEP)
-
-
-def entry_point() -> list[str]:
-    """What Python was asked to run: `-m src.train`, or a file."""
-    spec = sys.modules["__main__"].__spec__
-    return [sys.argv[0]] if spec is None else ["-m", spec.name]
 
 
 def quote(value: str) -> str:

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.data.official import look_for
 from src.runs.build import build
-from src.runs.folder import from_here, write_json
+from src.runs.folder import entry_point, from_here, write_json
 from src.runs.record import read_numbers
 from src.runs.table import CAPTION, REPEATS, columns, group, ranked, rich_table, shown, table, write_summary
 from src.runs.values import check_values
-from src.sweeps.folder import JOURNAL, absolute, entry_point, open_sweep
+from src.sweeps.folder import JOURNAL, absolute, open_sweep
 from src.sweeps.launcher import LOG, JobLauncher, ProcessLauncher
 from src.sweeps.screen import Screen
 from src.sweeps.space import Space
