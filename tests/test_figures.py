@@ -140,6 +140,15 @@ def test_comparing_draws_the_mean_over_the_epochs_all_runs_have() -> None:
     np.testing.assert_allclose(lines[-1].get_ydata(), [0.3, 0.6])
 
 
+def test_a_long_legend_takes_no_room_from_the_panels() -> None:
+    history, heights = {"epoch": [0, 1], "val/acc": [0.2, 0.4]}, []
+    for count in (1, 12):
+        figure = figures.compare({f"a configuration with a long name, number {i}": [history] for i in range(count)})
+        assert figure.png  # which lays it out
+        heights.append(figure.axes[0].get_position().height * figure.get_figheight())
+    assert heights[1] > 0.9 * heights[0]
+
+
 def test_confusion_matrix_shows_counts_and_shares_of_the_true_class() -> None:
     labels, predictions = ["cat"] * 4 + ["dog"] * 4, ["cat"] * 3 + ["dog"] * 5
     figure = figures.confusion_matrix(labels, predictions, ["cat", "dog", "unseen"])

@@ -91,7 +91,9 @@ def compare(groups: Mapping[str, Sequence[History]], title: str = "") -> Figure:
     the epochs that all runs of the group have reached. A metric that only the training has is shown for the training.
     """
     every = [history for histories in groups.values() for history in histories]
-    figure, panels = _panels(every, title, 0.18 * -(-len(groups) // 3))
+    longest = min(60, max(map(len, groups), default=0) + len(" (n = 5)"))
+    columns = max(1, min(3, 110 // (longest + 8)))  # of the legend
+    figure, panels = _panels(every, title, 0.18 * -(-len(groups) // columns))
     for axes, metric in panels:
         split = "val" if any(_points(history, f"val/{metric}") for history in every) else "train"
         for (label, histories), look in zip(groups.items(), cycle(LOOKS), strict=False):
@@ -105,7 +107,6 @@ def compare(groups: Mapping[str, Sequence[History]], title: str = "") -> Figure:
                 _line(axes, means, label=short(text, 60), **look)
         _dress(axes, metric, f"{SPLITS[split][0]} {NAMES.get(metric, metric)}")
     lines = {line.get_label(): line for axes, _ in panels for line in axes.get_legend_handles_labels()[0]}
-    columns = max(1, min(3, 110 // (max(map(len, lines), default=0) + 8)))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns)
     return figure
 
