@@ -217,6 +217,6 @@ def test_the_report_tells_what_the_images_explain_from_what_the_seeds_do(folder:
     assert list(frame)[place : place + 3] == ["test/acc", "± images", "± beyond"]
     assert frame.iloc[0, place : place + 3].tolist() == ["76.00 %", "± 4.27 %", ""]  # sqrt(.76 * .24 / 100)
     assert rows[2].metrics["test/acc"]["beyond"] > 0.1, "76 and 36 % on the same images are no accident of these"
-    assert "± beyond: what is left" in (folder / "report/report.html").read_text()
+    assert "± beyond: what then remains" in (folder / "report/report.html").read_text()
     (folder / "d/predictions.csv").unlink()
     assert overview(report([folder])[0])["± images"].tolist() == ["± 4.27 %", "± 4.80 %", ""]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
 
 from src.callbacks.throughput import Throughput
 from src.eval import evaluate
@@ -100,14 +101,19 @@ def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trai
 def test_tensorboard_has_curves_pictures_the_graph_and_hyperparameters(trained) -> None:
     _, _, folder = trained
     tags = {"scalars": set(), "images": set(), "tensors": set(), "graph": False}
+    compared = []
     for part in [events_folder(folder), *events_folder(folder).glob("*/")]:
         events = EventAccumulator(str(part)).Reload()
         tags["scalars"] |= set(events.Tags()["scalars"])
         tags["tensors"] |= set(events.Tags()["tensors"])
         tags["images"] |= {name.split("/image")[0] for name in events.Tags()["images"]}
         tags["graph"] |= events.Tags()["graph"]
+        if "hp/test/acc" in events.Tags()["scalars"]:
+            plugin = events.SummaryMetadata("_hparams_/experiment").plugin_data
+            compared += [info.name.tag for info in parse_experiment_plugin_data(plugin.content).metric_infos]
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr-SGD", "train/images_per_s"} <= tags["scalars"]
-    assert "hp/test/acc" in tags["scalars"]
+    assert {"hp/val/acc", "hp/test/loss", "hp/test/acc"} <= set(compared)
+    assert compared == sorted(compared, key=lambda tag: tag.startswith("hp/train/")), "five are shown at first"
     assert {"train/augmented", "val/predictions"} <= tags["images"]
     assert "custom_scalars__config__" in tags["tensors"]
     assert tags["graph"]

@@ -194,9 +194,10 @@ def log_hyperparameters(cfg: DictConfig, folder: Path, loggers: list[Any], metri
     """Fills the HPARAMS tab of TensorBoard: what distinguishes runs, and their final metrics."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    names = sorted((name for name in metrics if "/" in name), key=lambda name: name.startswith("train/"))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            final = {f"hp/{name}": value for name, value in metrics.items() if "/" in name}
+            final = {f"hp/{name}": metrics[name] for name in names}  # of which it shows the first five
             logger.log_hyperparams(_hyperparameters(cfg, folder), final)
             logger.save()
 
