@@ -215,11 +215,11 @@ def test_long_names_lose_their_middle() -> None:
 
 
 def test_a_page_gets_figures_as_they_are_and_photographs_small() -> None:
-    noise = np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(256, size=(384, 384, 3), dtype=np.uint8)
     for pixels, exact in ((noise // 64 * 64, True), (noise, False), (np.full_like(noise, 7), True)):
         Image.fromarray(pixels).save(png := BytesIO(), "PNG")
         webp, width = figures.compact(png.getvalue())
-        assert width == 256
+        assert width == 384
         assert np.array_equal(np.array(Image.open(BytesIO(webp))), pixels) == exact
 
 
