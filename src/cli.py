@@ -58,7 +58,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, prepare: Callable[[
     if not show_traceback:
         threading.excepthook = tell_of_thread
     register_resolvers()
-    if not any(word in MULTIRUN or word.startswith("resume_sweep=") for word in sys.argv):  # a sweep's jobs look
+    sweeps = any(word in MULTIRUN or word.startswith("resume_sweep=") for word in sys.argv)
+    if not sweeps:  # its jobs look for themselves
         share_the_cores(START, worked())
     with one_line_errors(config_name, show_traceback):
         if asked := next((i for i, word in enumerate(sys.argv) if word in ("--help", "-h")), None):

@@ -29,6 +29,7 @@ from src.runs import table as tables
 from src.runs.build import build, compose, mode_of
 from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
 from src.runs.record import read_metrics, read_numbers, read_results
+from src.runs.rules import RULES
 from src.runs.table import REPEATS, Row, repeated
 from src.runs.values import check_values
 from src.studies import comparison, evidence
@@ -218,7 +219,7 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
 def _pictures(folder: Path) -> list[Path]:
     """The figures of a run's evaluations; one over several views only where there is none of the images alone."""
     found = {path.stem: path for path in sorted(folder.glob("figures/*.png")) if path.stem != "curves"}
-    views = ("_flip", "_multicrop")
+    views = tuple(f"_{name}" for name in RULES["tta"].choices)
     return [path for name, path in found.items() if not (name.endswith(views) and name.rpartition("_")[0] in found)]
 
 

@@ -22,7 +22,7 @@ def report(tmp_path: Path) -> tuple[list[Row], dict[str, Record]]:
     for seed, value in enumerate((0.90, 0.94)):
         run = make_run(tmp_path / str(seed), f"seed={seed}", "experiment=cifar10_cpu", "data=cifar10", test=value)
         results = json.loads((run / "results.json").read_text())
-        results |= {"matmul_gflops": 199.0 + 2 * seed, "utilisation": 0.4 + 0.2 * seed}
+        results |= {"matmul_gflops": 199.0 + 2 * seed, "utilisation": 0.4 + 0.2 * seed, "git_commit": f"abc{seed}"}
         (run / "results.json").write_text(json.dumps(results))
         record = {"checkpoint": "epoch_002.ckpt", "metrics": {"test/acc_tta": value + 0.02}}
         (run / evidence.VIEWS).write_text(json.dumps(record))
@@ -51,7 +51,7 @@ def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataF
     assert line["std"] == line["std_views"] == pytest.approx(0.02 * 2**0.5)
     assert (line["minutes"], line["images_per_s"]) == (1.5, 1000)
     assert (line["matmul_gflops"], line["utilisation"]) == (200, 0.5)
-    assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc", COMMAND)
+    assert (line["torch"], line["commit"], line["command"]) == ("2.15", "abc0, abc1", COMMAND)
 
 
 def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(
@@ -112,7 +112,7 @@ def test_a_recipe_s_head_has_one_model_or_each_by_its_name(found: pd.DataFrame) 
         return text.replace("\n#   ", " ").partition("# Measured: ")[2].partition("\n")[0]
 
     told = "92.00 ± 2.83 % test accuracy, 94.00 ± 2.83 % with six views (n = 2)"
-    rest = "1.5 minutes on cpu, at 50 % of its 200 GFLOP/s, torch 2.15, commit abc"
+    rest = "1.5 minutes on cpu, at 50 % of its 200 GFLOP/s, torch 2.15, commit abc0, abc1"
     assert head(found) == f"{told}, {rest}."
     both = pd.concat([found, found.assign(model="nin", acc_views=None)])
     assert head(both) == f"vgg11 {told}, {rest}; nin 92.00 ± 2.83 % test accuracy (n = 2), {rest}."

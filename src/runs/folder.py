@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,12 +36,6 @@ FORMULA, NUMBER = ("=", "+", "-", "@", "\t", "\r"), re.compile(r"[-+]?[\d.]+(e[-
 
 class RunError(Exception):
     """A run folder that cannot be used as asked; the message says why and what to do."""
-
-
-def entry_point() -> list[str]:
-    """What Python was asked to run: `-m src.train`, or a file."""
-    spec = sys.modules["__main__"].__spec__
-    return [sys.argv[0]] if spec is None else ["-m", spec.name]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from src.runs.folder import (
     OVERRIDES,
     RESULTS,
     RunError,
-    entry_point,
     read_config,
     read_table,
     read_yaml,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
 
+COSTS = ("parameters", "seconds", "images_per_s", "epochs", "matmul_gflops", "utilisation")  # of `results.json`
 VERSIONS = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "tensorboard")
 
 
@@ -56,12 +57,12 @@ def read_numbers(folder: Path) -> dict[str, float] | None:
     """All numbers of a run that came to its end, by name; None for any other run.
 
     The metric by which the best checkpoint was chosen counts as it was there, any other one as it was at the end;
-    `parameters`, `seconds`, `images_per_s` and `epochs` stand beside the metrics.
+    what `COSTS` names stands beside the metrics.
     """
     results = read_results(folder)
     if results.get("status") != "done":
         return None
-    numbers = {**results["metrics"], **{n: results.get(n) for n in ("parameters", "seconds", "images_per_s", "epochs")}}
+    numbers = {**results["metrics"], **{name: results.get(name) for name in COSTS}}
     if best := results.get("best"):
         numbers[best["metric"]] = best["value"]
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
@@ -182,6 +183,12 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
         "git_commit": _git_commit(),
     }
+
+
+def entry_point() -> list[str]:
+    """What Python was asked to run: `-m src.train`, or a file."""
+    spec = sys.modules["__main__"].__spec__
+    return [sys.argv[0]] if spec is None else ["-m", spec.name]
 
 
 def write_results(folder: Path, results: dict[str, Any], seconds: float, **changes: Any) -> None:

@@ -40,15 +40,17 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
         alike = [runs[name] for name in row.runs]
         first, said = alike[0].results, alike[0].differing
         views = _evaluated(alike, "acc_tta", VIEWS)
-        mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in ("seconds", "images_per_s")}
+        names = ("seconds", "images_per_s", "matmul_gflops", "utilisation")
+        mean = {name: row.metrics.get(name, {}).get("mean", math.nan) for name in names}
         lines.append({
             **{key: said[key] for key in ("experiment", "model", "data")},
             "n": row.n, "acc": row.metrics["test/acc"]["mean"], "std": row.metrics["test/acc"]["std"],
             "acc_views": views["mean"], "std_views": views["std"],
             **{name: _evaluated(alike, name)["mean"] for name in BESIDE},
             "minutes": round(mean["seconds"] / 60, 1), "images_per_s": round(mean["images_per_s"], 1),
-            "device": first["device"], **{name: _mean(alike, name) for name in ("matmul_gflops", "utilisation")},
-            "torch": first["versions"]["torch"], "commit": str(first["git_commit"])[:7],
+            "device": first["device"], "matmul_gflops": round(mean["matmul_gflops"], 1),
+            "utilisation": round(mean["utilisation"], 4), "torch": first["versions"]["torch"],
+            "commit": ", ".join(dict.fromkeys(str(run.results["git_commit"])[:7] for run in alike)),
             "command": _command(alike),
         })  # fmt: skip
     return pd.DataFrame(lines)
@@ -100,12 +102,6 @@ def _evaluated(runs: Sequence[Any], name: str, file: str = EVALUATION) -> dict[s
         checkpoint = Path((run.results.get("best") or {}).get("path", LAST)).name
         values.append(read_evaluation(run.folder, checkpoint, file).get(f"test/{name}"))
     return {"mean": None, "std": None} if None in values else tables.spread(values)
-
-
-def _mean(runs: Sequence[Any], name: str) -> float:
-    """Of what the records of the runs say, four digits of it; not a number where one of them lacks it."""
-    mean = sum(run.results.get(name) or math.nan for run in runs) / len(runs)
-    return float(f"{mean:.4g}")
 
 
 def add(found: pd.DataFrame, file: Path = FILE) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from src.runs.folder import RunError, entry_point
+from src.runs.folder import RunError
+from src.runs.record import entry_point
 from src.runs.trust import check_places
 
 JOURNAL = "study.journal"

@@ -19,8 +19,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from src.runs.folder import LAST, entry_point, from_here
-from src.runs.record import read_numbers
+from src.runs.folder import LAST, from_here
+from src.runs.record import entry_point, read_numbers
 from src.sweeps.folder import Job, lock_file, quote
 from src.sweeps.screen import Screen
 from src.sweeps.study import Trials

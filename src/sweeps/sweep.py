@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.data.official import look_for
 from src.runs.build import build
-from src.runs.folder import entry_point, from_here, write_json
-from src.runs.record import read_numbers
+from src.runs.folder import from_here, write_json
+from src.runs.record import entry_point, read_numbers
 from src.runs.table import CAPTION, REPEATS, columns, group, ranked, rich_table, shown, table, write_summary
 from src.runs.values import check_values
 from src.sweeps.folder import JOURNAL, absolute, open_sweep

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from src.export import export
 from src.predict import predict
 from src.report import report
-from src.runs.folder import RunError, entry_point, read_csv, write_csv
+from src.runs.folder import RunError, read_csv, write_csv
+from src.runs.record import entry_point
 from src.runs.run import load_checkpoint, open_run, resumed_config
 from src.sweeps.folder import JOURNAL, open_storage, read_jobs, resume_command
 from src.train import train
