@@ -184,19 +184,24 @@ class Bright(Task):
         return Step(self.network(images).mean(), (labels >= 0).sum(), {"score": (labels >= 5).sum()})
 
 
-def of_another_module(run: Path, kind: type) -> Path:
+def of_another_module(run: Path, kind: type, precision: str = "16-mixed") -> Path:
     """The run, its checkpoint that of a module of this file, in half precision."""
     path = next(run.glob("checkpoints/epoch_*.ckpt"))
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["config"]["model"]["_target_"] = f"{__name__}.{kind.__name__}"
-    checkpoint["config"]["trainer"]["precision"] = "16-mixed"
+    checkpoint["config"]["trainer"]["precision"] = precision
     torch.save(checkpoint, path)
     return run
 
 
-def test_the_loss_is_the_module_s_own_and_half_precision_needs_a_gpu(run: Path, plain, monkeypatch) -> None:
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_the_loss_is_the_module_s_own_and_half_precision_needs_a_device_that_has_it(
+    run: Path, plain, monkeypatch, precision: str
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    metrics, objects = evaluated(f"run={of_another_module(run, Doubled)}", "trusted=[tests]", "trainer.accelerator=cpu")
+    monkeypatch.setattr("src.callbacks.processor.has_bfloat16", lambda: False)
+    half = of_another_module(run, Doubled, precision)
+    metrics, objects = evaluated(f"run={half}", "trusted=[tests]", "trainer.accelerator=cpu")
     assert metrics["test/loss"] == pytest.approx(2 * plain.metrics["test/loss"], abs=1e-5)
     assert (objects["trainer"].precision, objects["trainer"].loggers) == ("32-true", [])
 

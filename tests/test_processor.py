@@ -18,12 +18,15 @@ from src import cli, cores
 from src.callbacks import processor
 
 
+def on_cpu(precision: str) -> Any:
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision=precision)
+
+
 def test_no_more_threads_are_started_than_a_container_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(processor.joblib, "cpu_count", lambda: 1)
-    on_cpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
-    processor.Processor().setup(on_cpu, None, "fit")  # type: ignore[arg-type]
+    processor.Processor().setup(on_cpu("32-true"), None, "fit")  # type: ignore[arg-type]
     assert chosen == [1] * (sys.platform == "linux")
 
 
@@ -96,8 +99,35 @@ def test_bfloat16_is_chosen_where_it_is_much_faster_and_no_random_number_is_draw
         now += seconds[dtype]
         yield
 
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: True)
     monkeypatch.setattr(torch, "autocast", autocast)
     monkeypatch.setattr(processor.time, "perf_counter", lambda: now)
     before = torch.get_rng_state()
     assert processor.fastest_precision() == chosen
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "emulated"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_not_timed_where_it_is_emulated_and_its_choice_by_hand_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capabilities: dict[str, bool], emulated: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: asked.append(1) or contextlib.nullcontext())
+    if emulated:
+        assert processor.fastest_precision() == "32-true"
+        assert not asked
+    processor.Processor().setup(on_cpu("32-true"), None, "fit")  # type: ignore[arg-type]
+    assert not recwarn.list
+    processor.Processor().setup(on_cpu("bf16-mixed"), None, "fit")  # type: ignore[arg-type]
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == emulated
+    assert all("bf16-mixed is many times slower here than 32-true" in each for each in said)

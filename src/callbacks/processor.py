@@ -4,11 +4,13 @@ import ctypes
 import math
 import sys
 import time
+from typing import Any
 
 import joblib
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
@@ -23,10 +25,20 @@ class Processor(Callback):
     of the processors is not what torch counts: with more threads than that, most of them wait.
 
     Nothing to do on a GPU.
+
+    Warns:
+        Before a training in bfloat16 on a processor that only emulates it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.strategy.root_device.type != "cpu" or sys.platform != "linux":
+        if trainer.strategy.root_device.type != "cpu":
+            return
+        if str(trainer.precision).startswith("bf16") and not has_bfloat16():
+            rank_zero_warn(
+                f"This processor has no instructions for bfloat16: trainer.precision={trainer.precision} is many times "
+                "slower here than 32-true."
+            )
+        if sys.platform != "linux":
             return
         torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -35,11 +47,20 @@ class Processor(Callback):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; True where torch does not say."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
+
+
 def fastest_precision() -> str:
     """The `trainer.precision` for this processor: "bf16-mixed" where that makes convolutions much faster, or "32-true".
 
-    Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts.
+    Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts. Where bfloat16
+    is emulated nothing is timed: a single pass may take a second.
     """
+    if not has_bfloat16():
+        return "32-true"
     with torch.random.fork_rng(devices=[]):  # the training's random numbers stay what its seed makes them
         network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
     network.to(memory_format=torch.channels_last)
