@@ -85,6 +85,15 @@ def test_the_machine_s_speed_is_the_better_of_two_measures(tmp_path: Path, monke
     assert json.loads((folder / "results.json").read_text())["matmul_gflops"] == 3.0
 
 
+def test_no_speed_is_measured_in_a_precision_that_is_emulated(config, monkeypatch) -> None:
+    monkeypatch.setattr("src.callbacks.throughput.emulates", lambda _: True)
+    monkeypatch.setattr("src.callbacks.throughput.matmul_speed", lambda *_: pytest.fail("it may take a minute"))
+    _, objects, folder = train_here(config(*QUICK, *SILENT, "test=false"))
+    assert measured(objects).peak == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["matmul_gflops"] is results["utilisation"] is None
+
+
 def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trained) -> None:
     metrics, objects, folder = trained
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)

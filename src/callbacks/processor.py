@@ -33,7 +33,7 @@ class Processor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.strategy.root_device.type != "cpu":
             return
-        if str(trainer.precision).startswith("bf16") and not has_bfloat16():
+        if emulates(str(trainer.precision)):
             rank_zero_warn(
                 f"This processor has no instructions for bfloat16: trainer.precision={trainer.precision} is many times "
                 "slower here than 32-true."
@@ -47,10 +47,11 @@ class Processor(Callback):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; True where torch does not say."""
+def emulates(precision: str) -> bool:
+    """Whether a `trainer.precision` is bfloat16 and this processor has no instructions for it, as far as torch says."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
+    known = not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
+    return precision.startswith("bf16") and not known
 
 
 def fastest_precision() -> str:
@@ -59,7 +60,7 @@ def fastest_precision() -> str:
     Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts. Where bfloat16
     is emulated nothing is timed: a single pass may take a second.
     """
-    if not has_bfloat16():
+    if emulates("bf16-mixed"):
         return "32-true"
     with torch.random.fork_rng(devices=[]):  # the training's random numbers stay what its seed makes them
         network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))

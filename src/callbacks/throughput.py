@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.flop_counter import FlopCounterMode
 
+from src.callbacks.processor import emulates
 from src.modules.looking import looking_at
 
 KEPT = ("images", "train_seconds", "flops", "peak")
@@ -25,7 +26,8 @@ class Throughput(Callback):
             those of the network's forward pass, as is usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM,
             appendix B). 0 where they are not known.
         peak: FLOP/s of a matrix product in the precision of the training, on one device: as measured when the training
-            begins or when it ends, whichever is more, since a moment's work of others halves it.
+            begins or when it ends, whichever is more, since a moment's work of others halves it. 0 where the FLOPs are
+            not known, or the precision is one that the processor only emulates.
     """
 
     def __init__(self) -> None:
@@ -41,8 +43,10 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shape = getattr(pl_module.example_input_array, "shape", ())[1:]  # (C, H, W)
-        if self._flops(pl_module):
-            self.peak = matmul_speed(pl_module.device, str(trainer.precision))
+        precision = str(trainer.precision)
+        emulated = pl_module.device.type == "cpu" and emulates(precision)
+        if self._flops(pl_module) and not emulated:
+            self.peak = matmul_speed(pl_module.device, precision)
         self.on_train_epoch_start(trainer, pl_module)  # Lightning leaves it out when a run goes on in mid-epoch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
