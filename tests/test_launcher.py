@@ -388,6 +388,10 @@ def test_the_summary_has_a_row_a_configuration_and_the_best_one_its_command(stan
     (code, output) = standin.sweep("optimized_metric=val/f1", "lr=0.1,0.01")
     assert code == 0
     assert "No run reports optimized_metric=val/f1; they report epochs, parameters, test/acc, val/acc." in output
+    (code, output) = standin.sweep("optimized_metric=val/f1", "seed=0,1")
+    assert code == 0
+    assert "test/acc" in output
+    assert "No run reports" not in output, "there is nothing to choose"
 
 
 def test_a_terminal_shows_a_table_of_the_jobs(standin: Standin) -> None:

@@ -144,9 +144,11 @@ def _summarise(trials: Trials, screen: Screen, directions: list[str], program: l
         several = any(row.n > 1 for row in rows)
         frame = table(rows if trials.n_trials is None else best[:MOST], names, interval=several)
         screen.console.print(rich_table(frame, caption=CAPTION if several else ""))
-    if known and metric not in known:
+    if not known or (trials.n_trials is None and len(rows) < 2):
+        return  # seeds of one configuration, of which none is to be chosen
+    if metric not in known:
         screen.say(f"No run reports optimized_metric={metric}; they report {', '.join(sorted(known))}.")
-    elif known and len(rows) > 1 and trials.n_trials is None:
+    elif trials.n_trials is None:
         overrides = trials.jobs[best[0].runs[0]].overrides
         told = [*program, *(o for o in overrides if o.partition("=")[0] not in (*REPEATS, "data.folds"))]
         differing = " ".join(f"{key}={value}" for key, value in best[0].differing.items())
