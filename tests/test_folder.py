@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
+from torchvision import datasets
 
 from src.data import cache as cache_module
 from src.data import listing
@@ -99,14 +100,15 @@ def test_train_val_and_test_folders_are_used_as_they_are(tmp_path):
 
 
 def test_images_in_subfolders_are_read_hidden_files_skipped_and_others_left_out_with_a_warning(root):
-    for suffix in ("jpg", "jpeg", "webp", "JPG"):
+    for suffix in ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "ppm", "pgm", "JPG"):
         paint(root / "red" / "more" / f"deep.{suffix}", COLOURS["red"])
+    theirs = len(datasets.ImageFolder(str(root)))
     for name in (".hidden", ".hidden.png", "notes.txt"):
         (root / "red" / name).write_text("")
     with pytest.warns(UserWarning, match=r"ignored files .* no images: 1, e\.g\. .*notes\.txt"):
         data = ready(root, val_size=0)
     train, test = counts(data, ("train", "test"))
-    assert [a + b for a, b in zip(train, test, strict=True)] == [10, 10, 14]
+    assert [a + b for a, b in zip(train, test, strict=True)] == [10, 10, theirs - 20] == [10, 10, 20]
 
 
 # Formats
@@ -368,6 +370,17 @@ def test_a_listing_that_is_damaged_is_made_again(root, kind, damage):
     file.write_bytes(damage(file.read_bytes()))
     assert listed(root) == (first, True)
     assert listed(root) == (first, False)
+
+
+def test_a_listing_of_other_kinds_of_files_is_made_again(root, monkeypatch):
+    paint(root / "red/scan.tif", COLOURS["red"])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(listing, "IMG_EXTENSIONS", (".png",))
+        with pytest.warns(UserWarning, match="no images: 1"):
+            found, _ = listed(settled(root))
+    assert len(found[1]["train"]) == 30
+    found, looked = listed(root)
+    assert (len(found[1]["train"]), looked) == (31, True)
 
 
 def test_a_listing_that_cannot_be_kept_is_told_of_and_used(root):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from src.data.decode import open_image, printable
 from src.runs.folder import whole, write_json
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 LAYOUT = "Expected are train/<class>/*.jpg (val/ and test/ beside train/ are optional), or just <class>/*.jpg."
 SPLITS = {"train": "train", "val": "val", "test": "test"}  # and the folder of each
 TICK = 2_000_000_000  # nanoseconds: no file system's clock is coarser
@@ -64,7 +64,7 @@ class Listing(NamedTuple):
 
 
 def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> Listing:
-    """The jpg, png and webp files under `root`, in subfolders of the class folders too.
+    """The files under `root` that torchvision's ImageFolder takes for images, in subfolders of the class folders too.
 
     As `kept`.json and .npy, memory-mapped, have them, if no folder has changed since; else looked for, and kept there.
 
@@ -87,11 +87,12 @@ def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> 
 
 
 def _read(root: Path, kept: Path) -> tuple[dict[str, Any], np.ndarray] | None:
-    """What was kept; None if that is nothing, damaged, or a folder has changed."""
+    """What was kept; None if that is nothing or damaged, or a folder or what is looked for has changed."""
     try:
         header = json.loads(Path(f"{kept}.json").read_text())
         names = np.load(f"{kept}.npy", mmap_mode="r")
         changed = any(os.stat(root / path).st_mtime_ns != then for path, then in header["changed"].items())
+        changed |= header["looked_for"] != list(IMG_EXTENSIONS)
         return None if changed or zlib.crc32(names) != header["crc"] else (header, names)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
@@ -122,7 +123,7 @@ def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, 
                 folders.sort()
                 changed[parent] = status.st_mtime_ns
                 files = sorted(file for file in files if not file.startswith("."))
-                images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+                images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
                 ignored += [os.path.join(parent, file) for file in set(files) - set(images)]
                 splits[split].append((os.path.relpath(parent, root), label, len(images)))
                 names += [np.array([os.fsencode(file) for file in images])] if images else []
@@ -130,11 +131,12 @@ def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, 
         if not filled or (split == "train" and len(filled) < len(classes)):
             empty = ", ".join(name for label, name in enumerate(classes) if label not in filled)
             where = f"{top} ({empty})" if filled else str(top)
-            raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(EXTENSIONS)}. {LAYOUT}")
+            raise FileNotFoundError(f"no images in {where}. Readable are {', '.join(IMG_EXTENSIONS)}. {LAYOUT}")
     all_names = np.concatenate(names)
     header = {
         "classes": [printable(name) for name in classes],
         "splits": splits,
+        "looked_for": IMG_EXTENSIONS,
         # a change as young as this may not be the last within one tick of the clock: 0 is never found again
         "changed": {os.path.relpath(path, root): then * (then < now - TICK) for path, then in changed.items()},
         "ignored": len(ignored),
