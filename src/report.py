@@ -40,7 +40,6 @@ ASIDE = (
     *("test.", "trusted.", "extras.", "data.root.", "data.download.", "data.mirror."),
     *("callbacks.progress_bar.", "callbacks.tensorboard_pictures.", "callbacks.model_summary."),
 )
-BESIDE = ("best epoch", "parameters", "images_per_s", "seconds")  # the numbers shown beside the metrics
 MOST = 10  # runs whose figures go into the page
 FILES = ("report.html", "report.md", "summary.csv", "summary.json", "runs.csv")
 SIZE = ("data.num_classes=1000", "data.image_size=224")  # what networks are measured at by default
@@ -88,14 +87,14 @@ def report(
     page = _page(rows, runs, every, [Path(path) for path in paths if Path(path).resolve() not in folders])
     tables.write_summary(output, rows)
     write_csv(output / "runs.csv", every)
-    means = f"{tables.markdown(overview(rows))}\n{tables.caption(rows)}\n\n" if rows else ""
+    means = f"{tables.markdown(tables.overview(rows))}\n{tables.caption(rows)}\n\n" if rows else ""
     write_whole(output / "report.md", means + tables.markdown(every))
     write_whole(output / "report.html", page)
     files = [output / name for name in FILES]
     if paper:
         from src.studies import paper as papers
 
-        table, compared = overview(rows).drop(columns="run"), _histories(rows, runs)
+        table, compared = tables.overview(rows).drop(columns="run"), _histories(rows, runs)
         files += papers.write(output / "paper", table, rows, runs, compared, _shown(rows, runs))
     return rows, runs, files
 
@@ -174,24 +173,13 @@ def compare(runs: Mapping[str, Record]) -> list[Row]:
         alike = [(run.name, run.settings, run.numbers) for run in done if run.differing["data"] == data]
         found = tables.group(alike, modes)
         known = tables.columns(row.metrics for row in found)
-        metric = next((name for name in [*modes, *tested, *_metrics(found)] if name in known), "")
+        metric = next((name for name in [*modes, *tested, *tables.measured(found)] if name in known), "")
         rows += tables.ranked(found, metric, modes)
     said = [runs[row.runs[0]].differing for row in rows]
     keys = dict.fromkeys(["model", "data", *tables.differing(said)])
     for row, own in zip(rows, said, strict=True):
         row.differing = {key: own.get(key, "") for key in keys}
     return rows
-
-
-def _metrics(rows: Sequence[Row]) -> list[str]:
-    names = tables.columns(row.metrics for row in rows)
-    return [n for n in names if n.startswith(("val/", "test/"))] or [n for n in names if n.startswith("train/")]
-
-
-def overview(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as text: what tells them apart, n, their metrics and costs, and the run where there is one."""
-    beside = [name for name in BESIDE if any(name in row.metrics for row in rows)]
-    return tables.table(rows, [*_metrics(rows), *beside]).assign(run=[row.runs[0] * (row.n == 1) for row in rows])
 
 
 def _every(runs: Iterable[Record]) -> pd.DataFrame:
@@ -209,7 +197,7 @@ def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, swee
 
     from src import figures
 
-    found: dict[str, Any] = {"groups": overview(rows), "caption": tables.caption(rows)}
+    found: dict[str, Any] = {"groups": tables.overview(rows), "caption": tables.caption(rows)}
     found |= {"histories": _histories(rows, runs), "shown": _shown(rows, runs)}
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     found |= {"figures": figures, "tables": tables, "pictures": _pictures, "b64encode": b64encode}
@@ -290,7 +278,8 @@ def main() -> None:
         else:
             rows, runs, files = report(args.paths, args.out, args.paper)
             if rows:
-                console.print(tables.rich_table(overview(rows), caption=tables.caption(rows)))
+                asked = {run.settings.get("optimized_metric", "") for run in runs.values()}
+                console.print(tables.rich_table(tables.brief(rows, asked), caption=tables.caption(rows)))
     unfinished = [f"{run.status}: {run.folder}" for run in runs.values() if run.numbers is None]
     print(*unfinished, *files, sep="\n")
 

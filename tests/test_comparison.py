@@ -10,8 +10,9 @@ from scipy.stats import binomtest, norm
 
 from src.evaluation.comparison import differences, mcnemar, other_images, resampled
 from src.evaluation.intervals import deviations, wilson
-from src.report import overview, paired, report
+from src.report import paired, report
 from src.runs.folder import RunError, write_csv
+from src.runs.table import overview
 from tests.conftest import run_command
 from tests.test_report import make_run
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from src import figures
-from src.report import compare, networks, overview, read_run, read_runs, report
-from src.runs.table import Row
+from src.report import compare, networks, read_run, read_runs, report
+from src.runs.table import Row, brief, overview
 from tests.conftest import run_command
 
 
@@ -67,6 +67,10 @@ def test_runs_that_differ_by_seed_alone_are_one_row(tmp_path: Path) -> None:
     assert list(frame.values[0])[4:] == numbers
     assert list(frame.values[1])[2:7] == ["0.5", "1", "0.8000", "50.00 %", "40.00 %"]
     assert frame["run"][1] == "3"
+    frame = brief(rows, ["val/acc"])
+    assert list(frame.columns) == ["model", "data", "given", "n", "val/acc", "test/acc", "seconds", "run"]
+    assert list(frame.values[0]) == ["vgg11", "digits", "optimizer.lr=0.1", "3", *numbers[1:3], "90.0", ""]
+    assert "val/loss" in brief(rows, ["val/f1"]), "all, where the one asked for was not measured"
 
 
 def test_the_folds_of_a_sweep_are_one_row_beside_a_run_on_all_images(tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_a_table_is_printed_and_written_as_markdown_whatever_its_cells_hold() ->
     assert table.markdown(frame).splitlines()[2] == "| [red]a\\|b | 90.00 % |"
 
 
+def test_numbers_stand_to_the_right_and_names_to_the_left() -> None:
+    cells = {
+        "acc": "91.20 ± 0.35 % ~",
+        "half": "± 0.20 %",
+        "lr": "1e-3",
+        "n": "2 of 3",
+        "interval": "92.97 % (92 to 93)",
+    }
+    cells |= {"run": "2026-11-30_06-51-26-529039_tinyvgg_cifar10", "model": "vgg11"}
+    assert table.numeric(pd.DataFrame([cells])) == [True] * 5 + [False] * 2
+
+
 @pytest.mark.parametrize("width", [50, 80])
 def test_a_narrow_terminal_takes_more_lines_and_no_digit(width: int) -> None:
     line = ["0.001", "2", "43.75 ± 16.70 % ~", "± 150.00 %", "45.14 ± 13.16 % ~", "± 118.24 %"]

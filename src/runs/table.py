@@ -7,7 +7,7 @@ share images, STL10's ten as those of data.folds, so that their interval is narr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPEATS = ("seed", "data.fold")
+BESIDE = ("best epoch", "parameters", "images_per_s", "seconds")  # the numbers shown beside the metrics
 LEVEL = 0.05
 CAPTION = "mean ± deviation over n runs; ~ the runs do not tell it from the best row (Welch's t, Holm, p ≥ 0.05)"
 DEVIATIONS = {"sampling": "± images", "beyond": "± beyond"}  # of the test accuracy, which they stand beside
@@ -172,6 +173,34 @@ def table(rows: Sequence[Row], names: Sequence[str], interval: bool = False) -> 
     return pd.DataFrame(frame).rename(columns={key: short for key, short in last.items() if taken.count(short) == 1})
 
 
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The metrics of validation and test, or where there are none those of training."""
+    names = columns(row.metrics for row in rows)
+    return [n for n in names if n.startswith(("val/", "test/"))] or [n for n in names if n.startswith("train/")]
+
+
+def overview(rows: Sequence[Row], names: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows as text: what tells them apart, n, `names` or all metrics and costs, and the run where there is one."""
+    names = names or [*measured(rows), *(name for name in BESIDE if any(name in row.metrics for row in rows))]
+    return table(rows, names).assign(run=[row.runs[0] * (row.n == 1) for row in rows])
+
+
+def brief(rows: Sequence[Row], asked: Iterable[str]) -> pd.DataFrame:
+    """What a terminal has room for of `overview`: in one column what was given, and of the metrics those asked for.
+
+    Args:
+        asked: "val/acc" stands for "test/acc" as well. Without one that was measured, all metrics are shown.
+    """
+    ends = {name.rpartition("/")[2] for name in asked}
+    names = [name for name in measured(rows) if name.rpartition("/")[2] in ends] or measured(rows)
+    merged = []
+    for row in rows:
+        named = {key: row.differing.get(key, "") for key in ("model", "data")}
+        given = [f"{key}={value}" for key, value in row.differing.items() if value and key not in named]
+        merged.append(replace(row, differing={**named, "given": " ".join(given)}))
+    return overview(merged, [*names, "seconds"])
+
+
 def caption(rows: Sequence[Row]) -> str:
     """What stands below the table of the rows."""
     known = any("sampling" in metric for row in rows for metric in row.metrics.values())
@@ -197,8 +226,8 @@ def _value(value: str) -> str:
 
 
 def numeric(frame: pd.DataFrame) -> list[bool]:
-    """Whether a column of text holds numbers, which stand to the right."""
-    return [all(cell[:1] in "-±0123456789" for cell in frame[name]) for name in frame]
+    """Whether a column of text holds numbers, which stand to the right; a run's name begins with its date."""
+    return [all(cell[:1] in "-±0123456789" and "_" not in cell for cell in frame[name]) for name in frame]
 
 
 def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
