@@ -48,7 +48,7 @@ class GanStep:
 def gan_rows(setting: Setting) -> list[Row]:
     """One epoch of the SN-GAN, a third as wide on a CPU; a part of it is timed and scaled up."""
     steps, width = (200, 64) if setting.gpu else (20, 24)
-    overrides = ["model=sngan", f"model.network.width={width}", "trainer.precision=bf16-mixed"]
+    overrides = ["model=sngan", f"model.network.width={width}"]
     ratio, seconds = beside_hand_written(setting, steps, 3, *overrides, make=GanStep)
     name = f"epoch of sngan, width {width}, batch 128: train(cfg) / hand-written loop"
     return [Row(name, ratio, "x", at_most=1.05, detail=f"{seconds[0]:.1f} s / {seconds[1]:.1f} s")]
