@@ -92,7 +92,7 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     """
     import torch
 
-    from src.callbacks.processor import emulates
+    from src.modules.precision import emulates
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     kept, trainer = run.checkpoint["preprocess"], plain["trainer"]

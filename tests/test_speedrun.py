@@ -13,7 +13,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from src.callbacks.lookahead import Lookahead
-from src.modules.optimizers import Muon
+from src.modules.optimizers import QUINTIC, Muon, orthogonalise
 from src.networks.speedrun import SpeedrunNet
 from src.train import train
 from tests.conftest import SILENT
@@ -81,6 +81,20 @@ def test_filters_are_stepped_as_torch_steps_the_flattened_matrix(shape: tuple[in
     descend(Muon([mine], **options, fixed_norm=False, iterations=3), range(1, 4))
     descend(torch.optim.Muon([theirs], **options, ns_steps=3), range(1, 4))
     assert (mine.flatten(1) - theirs).norm() < 0.02 * (theirs - start).norm()  # bfloat16 inside
+
+
+@pytest.mark.parametrize(("emulated", "least", "most"), [(True, 0, 1e-5), (False, 3e-4, 0.03)])
+def test_filters_are_made_orthogonal_in_numbers_that_the_processor_is_made_for(
+    monkeypatch: pytest.MonkeyPatch, emulated: bool, least: float, most: float
+) -> None:
+    monkeypatch.setattr("src.modules.optimizers.emulates", lambda _: emulated)
+    matrix = normal(16, 27, 1, 1).flatten(1)
+    found, singular = orthogonalise(matrix, 3), torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = singular.S / singular.S.norm()
+    for _ in range(3):
+        values = sum(factor * values**power for factor, power in zip(QUINTIC, (1, 3, 5), strict=True))
+    exact = singular.U @ values.diag() @ singular.Vh
+    assert least < (found - exact).norm() / exact.norm() < most
 
 
 def test_other_parameters_are_stepped_as_sgd_does_and_those_of_one_dimension_faster_at_rates_that_move() -> None:

@@ -4,7 +4,6 @@ import ctypes
 import math
 import sys
 import time
-from typing import Any
 
 import joblib
 import torch
@@ -12,6 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+
+from src.modules.precision import emulates
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 FASTER = 1.2  # bfloat16 must be so much faster to be chosen: native instructions give more, emulation less than 1
@@ -45,13 +46,6 @@ class Processor(Callback):
         if mallopt is not None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def emulates(precision: str) -> bool:
-    """Whether a `trainer.precision` is bfloat16 and this processor has no instructions for it, as far as torch says."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    known = not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
-    return precision.startswith("bf16") and not known
 
 
 def fastest_precision() -> str:

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.callbacks.processor import emulates
 from src.modules.looking import looking_at
+from src.modules.precision import emulates
 
 KEPT = ("images", "train_seconds", "flops", "peak")
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices by which a machine is measured

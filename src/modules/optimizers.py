@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from src.modules.precision import emulates
+
 # Jordan et al. 2024, "Muon": a x + b x^3 + c x^5 takes singular values in (0, 1] to about 1 in a few rounds.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -89,12 +91,14 @@ class Muon(Optimizer):
 def orthogonalise(matrix: Tensor, iterations: int) -> Tensor:
     """About the nearest matrix (M, N) whose singular values are all 1, by Newton-Schulz iteration in bfloat16.
 
+    In 32 bits on a processor that only emulates bfloat16, where these products were a quarter of a training step.
     The singular values of the result lie between about 0.7 and 1.2 if those of `matrix` are not too small for the
     number of iterations; that is near enough for an optimizer, and needs no decomposition.
     """
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    slow = matrix.device.type == "cpu" and emulates("bf16")
+    x = (matrix.T if tall else matrix).to(torch.float32 if slow else torch.bfloat16)
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
