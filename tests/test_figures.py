@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from src import figures
-from src.figures.style import short
+from src.figures.style import percent_ticks, short
 
 pytestmark = pytest.mark.renders
 RNG = np.random.default_rng(0)
@@ -166,6 +166,13 @@ def test_calibration_bins_match_a_hand_worked_case() -> None:
     np.testing.assert_allclose([bar.get_height() for bar in accuracy], [0.0, 0.5])
     np.testing.assert_allclose([bar.get_y() for bar in gap], [0.5, 0.7])
     assert f"{100 * (0.5 * 1 + 0.2 * 2) / 3:.2f} % (2 bins, 3 images)" in axes.get_title()
+
+
+def test_an_axis_of_shares_has_no_more_digits_than_its_numbers_need() -> None:
+    shares = [0.0, -1e-17, 0.1 + 0.2, 0.9725, 0.00125, 1.0]
+    assert list(map(percent_ticks(), shares)) == ["0 %", "0 %", "30 %", "97.25 %", "0.125 %", "100 %"]
+    figure = figures.reliability([0.5, 0.6, 0.8, 0.8], [False, True, False, True], bins=15)
+    assert {tick.get_text().partition(".")[1] for axes in figure.axes for tick in axes.get_yticklabels()} == {""}
 
 
 def test_calibration_error_agrees_with_torchmetrics() -> None:

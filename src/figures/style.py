@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import PIL.Image
 from matplotlib import rc_context, rc_params_from_file
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 # Okabe and Ito (2008): colour-blind eyes tell them apart. Blue is training or right, vermilion validation or wrong.
@@ -99,9 +99,9 @@ def percent(share: float, digits: int = 1) -> str:
     return text
 
 
-def percent_ticks() -> PercentFormatter:
-    """The same for the numbers on an axis, each of which needs its own."""
-    return PercentFormatter(1, symbol=" %")
+def percent_ticks() -> FuncFormatter:
+    """The same for the numbers on an axis, with the digits that they need."""
+    return FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0:g} %")  # + 0: no -0
 
 
 def short(name: str, length: int) -> str:
