@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 MOST = 2**63 - 1  # int64
+DURATION = re.compile(r"\d+(:\d\d){3}")
 
 
 class Rule(NamedTuple):
@@ -206,6 +208,7 @@ RULES: dict[str, Rule] = {
     "trainer.precision": Rule(("a name such as bf16-mixed",), TEXT.fits) | choice(16, 32, 64) | NULL,
     "trainer.max_epochs": whole(1) | choice(-1) | NULL,
     "trainer.max_steps": whole(1) | choice(-1),
+    "trainer.max_time": Rule(("DD:HH:MM:SS",), lambda value: bool(DURATION.fullmatch(str(value)))) | SECTION | NULL,
     "trainer.min_epochs trainer.min_steps": whole(0) | NULL,
     "trainer.num_nodes": whole(1, 100_000),
     "trainer.accumulate_grad_batches": whole(1),
