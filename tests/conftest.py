@@ -94,7 +94,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
             if report.when == "call" or outcome == "error":
-                for row, *times in (mark for name, mark in report.user_properties if name == "tried"):
+                marks = getattr(report, "user_properties", ())  # one of a file that cannot be read has none
+                for row, *times in (mark for name, mark in marks if name == "tried"):
                     tried[row] += (trials := next(iter(times), 1))
                     held[row] += trials * (outcome == "passed")
     if tried:
