@@ -107,8 +107,8 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
         raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
     if trainer["precision"] in (None, "fastest"):
         precision = str(run.config.trainer.precision)
-        slow = precision.startswith("16") or emulates(precision)
-        trainer["precision"] = "32-true" if slow and not torch.cuda.is_available() else precision
+        lacking = precision.startswith("16") or emulates(precision, torch.device("cpu"))
+        trainer["precision"] = "32-true" if lacking and not torch.cuda.is_available() else precision
     run.config.data, run.config.trainer = data, trainer
     return not another
 

@@ -199,7 +199,7 @@ def test_the_loss_is_the_module_s_own_and_half_precision_needs_a_device_that_has
     run: Path, plain, monkeypatch, precision: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("src.modules.precision.emulates", lambda precision: precision == "bf16-mixed")
+    monkeypatch.setattr("src.modules.precision.emulates", lambda precision, _: precision == "bf16-mixed")
     half = of_another_module(run, Doubled, precision)
     metrics, objects = evaluated(f"run={half}", "trusted=[tests]", "trainer.accelerator=cpu")
     assert metrics["test/loss"] == pytest.approx(2 * plain.metrics["test/loss"], abs=1e-5)

@@ -99,7 +99,7 @@ def test_bfloat16_is_chosen_where_it_is_much_faster_and_no_random_number_is_draw
         now += seconds[dtype]
         yield
 
-    monkeypatch.setattr(processor, "emulates", lambda _: False)
+    monkeypatch.setattr(processor, "emulates", lambda *_: False)
     monkeypatch.setattr(torch, "autocast", autocast)
     monkeypatch.setattr(processor.time, "perf_counter", lambda: now)
     before = torch.get_rng_state()
@@ -122,6 +122,7 @@ def test_bfloat16_is_not_timed_where_it_is_emulated_and_its_choice_by_hand_is_wa
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: asked.append(1) or contextlib.nullcontext())
+    assert not processor.emulates("bf16-mixed", torch.device("cuda"))
     if emulated:
         assert processor.fastest_precision() == "32-true"
         assert not asked

@@ -87,7 +87,7 @@ def test_filters_are_stepped_as_torch_steps_the_flattened_matrix(shape: tuple[in
 def test_filters_are_made_orthogonal_in_numbers_that_the_processor_is_made_for(
     monkeypatch: pytest.MonkeyPatch, emulated: bool, least: float, most: float
 ) -> None:
-    monkeypatch.setattr("src.modules.optimizers.emulates", lambda _: emulated)
+    monkeypatch.setattr("src.modules.optimizers.emulates", lambda *_: emulated)
     matrix = normal(16, 27, 1, 1).flatten(1)
     found, singular = orthogonalise(matrix, 3), torch.linalg.svd(matrix.double(), full_matrices=False)
     values = singular.S / singular.S.norm()

@@ -86,14 +86,14 @@ def test_the_machine_s_speed_is_the_better_of_two_measures(tmp_path: Path, monke
 
 
 def test_a_training_whose_time_is_up_has_been_measured(config) -> None:
-    limit = "+trainer.max_time={milliseconds: 1}"
+    limit = "+trainer.max_time={microseconds: 1}"
     metrics, objects = train(config(*QUICK, *SILENT, limit, "trainer.max_epochs=3", "test=false"))
     assert objects["trainer"].global_step == 1
     assert metrics["train/images_per_s"] > 0
 
 
 def test_no_speed_is_measured_in_a_precision_that_is_emulated(config, monkeypatch) -> None:
-    monkeypatch.setattr("src.callbacks.throughput.emulates", lambda _: True)
+    monkeypatch.setattr("src.callbacks.throughput.emulates", lambda *_: True)
     monkeypatch.setattr("src.callbacks.throughput.matmul_speed", lambda *_: pytest.fail("it may take a minute"))
     _, objects, folder = train_here(config(*QUICK, *SILENT, "test=false"))
     assert measured(objects).peak == 0

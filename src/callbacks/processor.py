@@ -34,7 +34,7 @@ class Processor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.strategy.root_device.type != "cpu":
             return
-        if emulates(str(trainer.precision)):
+        if emulates(str(trainer.precision), trainer.strategy.root_device):
             rank_zero_warn(
                 f"This processor has no instructions for bfloat16: trainer.precision={trainer.precision} is many times "
                 "slower here than 32-true."
@@ -54,7 +54,7 @@ def fastest_precision() -> str:
     Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts. Where bfloat16
     is emulated nothing is timed: a single pass may take a second.
     """
-    if emulates("bf16-mixed"):
+    if emulates("bf16-mixed", torch.device("cpu")):
         return "32-true"
     with torch.random.fork_rng(devices=[]):  # the training's random numbers stay what its seed makes them
         network = nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))

@@ -44,8 +44,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shape = getattr(pl_module.example_input_array, "shape", ())[1:]  # (C, H, W)
         precision = str(trainer.precision)
-        emulated = pl_module.device.type == "cpu" and emulates(precision)
-        if self._flops(pl_module) and not emulated:
+        if self._flops(pl_module) and not emulates(precision, pl_module.device):
             self.peak = matmul_speed(pl_module.device, precision)
         self.on_train_epoch_start(trainer, pl_module)  # Lightning leaves it out when a run goes on in mid-epoch
 

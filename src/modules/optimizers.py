@@ -91,14 +91,14 @@ class Muon(Optimizer):
 def orthogonalise(matrix: Tensor, iterations: int) -> Tensor:
     """About the nearest matrix (M, N) whose singular values are all 1, by Newton-Schulz iteration in bfloat16.
 
-    In 32 bits on a processor that only emulates bfloat16, where these products were a quarter of a training step.
+    In 32 bits on a processor that only emulates bfloat16, where these products were a quarter of a step of cifar10_cpu.
     The singular values of the result lie between about 0.7 and 1.2 if those of `matrix` are not too small for the
     number of iterations; that is near enough for an optimizer, and needs no decomposition.
     """
     a, b, c = QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    slow = matrix.device.type == "cpu" and emulates("bf16")
-    x = (matrix.T if tall else matrix).to(torch.float32 if slow else torch.bfloat16)
+    dtype = torch.float32 if emulates("bf16", matrix.device) else torch.bfloat16
+    x = (matrix.T if tall else matrix).to(dtype)
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
