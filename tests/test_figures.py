@@ -83,18 +83,26 @@ def test_no_text_leaves_any_figure(classes: list[str]) -> None:
         assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= -1e-9, name
 
 
-def test_optunas_plots_are_drawn_in_the_house_style_and_nothing_of_it_stays() -> None:
-    import matplotlib.pyplot as plt
+def test_optunas_plots_are_drawn_in_the_house_style_and_nothing_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
     from matplotlib import rcParams
+    from matplotlib.figure import Figure
     from matplotlib.style import library
 
-    from src.sweeps.plots import house_style_for_optuna
+    from src.sweeps.plots import draw
 
-    before, theirs = rcParams["axes.prop_cycle"], library["ggplot"].copy()
-    with house_style_for_optuna():
-        plt.style.use("ggplot")  # as they do
-        assert tuple(rcParams["axes.prop_cycle"].by_key()["color"]) == figures.COLOURS
-        assert rcParams["axes.facecolor"] == "white"
+    before, theirs, drawn = rcParams["axes.prop_cycle"], library["ggplot"].copy(), set()
+
+    def look(figure: Figure, path: Path) -> None:
+        drawn.add((figure.axes[0].get_facecolor(), *rcParams["axes.prop_cycle"].by_key()["color"]))
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    study = optuna.create_study()
+    study.tell(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), 0.5)
+    draw(study, ["val/loss"], tmp_path)
+    assert drawn == {((1, 1, 1, 1), *figures.COLOURS)}
     assert rcParams["axes.prop_cycle"] == before
     assert library["ggplot"] == theirs
 

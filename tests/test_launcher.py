@@ -228,7 +228,9 @@ def test_of_thirty_jobs_the_failures_are_marked_and_a_second_start_completes_the
     assert f"Going on with {standin.folders[0].relative_to(standin.folder)} (" in output
     assert count(standin.jobs()) == {"done": 27, "failed": 2, "out of memory": 1}
     assert len(re.findall(r"^job \d+ done", output, re.MULTILINE)) == 5, "only what it did itself"
-    starts = {kind: [standin.starts(job.number) for job in standin.jobs() if kind in job.label] for kind in kinds}
+    starts = {
+        kind: [standin.starts(job.number) for job in standin.jobs() if kind in job.params["kind"]] for kind in kinds
+    }
     assert starts["ok"] == [[0]] * 22, "done jobs do not run again"
     assert starts["kill"] == [[0, 1]] * 5, "from the checkpoint of epoch 0"
     states = [trial.state.name for trial in standin.trials()]
@@ -251,7 +253,7 @@ def test_a_job_is_its_own_process_without_multirun_in_its_command(standin: Stand
 def test_a_pattern_stands_for_the_files_of_a_group(standin: Standin) -> None:
     code, output = standin.sweep("shape=glob(*)", "epochs=1")
     assert code == 0, output
-    assert {job.label for job in standin.jobs()} == {"shape=round", "shape=square"}
+    assert [job.params for job in standin.jobs()] == [{"shape": "round"}, {"shape": "square"}]
 
 
 def test_jobs_side_by_side_get_gpus_of_their_own_and_share_the_cores(standin: Standin) -> None:

@@ -180,7 +180,7 @@ def test_an_unfinished_run_is_named_and_stays_out_of_the_means(tmp_path: Path, m
         make_run(tmp_path / str(number), f"seed={number}")
     (tmp_path / "1/results.json").unlink()
     (tmp_path / "2/results.json").write_text(json.dumps({"status": "trained", "metrics": {}}))
-    jobs = [Job(0, [], "", status="done"), Job(1, [], "", status="failed", reason="no memory")]
+    jobs = [Job(0, status="done"), Job(1, status="failed", reason="no memory")]
     monkeypatch.setattr("src.sweeps.read_jobs", lambda folder: jobs if folder == tmp_path else [])
     rows, runs, _ = report([tmp_path])
     assert [row.n for row in rows] == [1]

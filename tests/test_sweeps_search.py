@@ -204,7 +204,7 @@ def test_two_machines_share_a_study_through_one_storage(standin: Standin, storag
     ran = [{job.number for job in standin.jobs(i)} for i in (0, 1)]
     assert all(ran)
     assert not ran[0] & ran[1]
-    assert len({job.overrides[-1] for i in (0, 1) for job in standin.jobs(i)}) == len(ran[0] | ran[1])
+    assert len({job.params["lr"] for i in (0, 1) for job in standin.jobs(i)}) == len(ran[0] | ran[1])
     assert 8 <= len(ran[0] | ran[1]) <= 9  # one may ask for a last trial while the other does
 
 
@@ -217,8 +217,16 @@ def test_what_another_machine_has_just_taken_or_enqueued_too_is_not_run_twice(tm
     assert taken is not None
     assert taken.number == 0
     assert 0 not in Trials(study, space, tmp_path, "second", ["val/acc"], None, shared=True).jobs, "it has no name yet"
-    study.enqueue_trial({"lr": "1"}, {"job": {"overrides": ["lr=1"], "label": "lr=1"}})
+    study.enqueue_trial({"lr": "1"})
     assert [second.next().number, second.next()] == [1, None]
+
+
+def test_a_search_that_was_killed_while_it_drew_a_trial_draws_the_rest_of_it(tmp_path: Path) -> None:
+    study, space = optuna.create_study(), Space([], {name: FloatDistribution(0, 1) for name in "ab"})
+    cut_off = study.ask({"a": space.distributions["a"]})
+    job = Trials(study, space, tmp_path, "", ["val/acc"], n_trials=1).next()
+    assert job is not None
+    assert job.params == {"a": cut_off.params["a"], "b": job.params["b"]}
 
 
 def test_the_metrics_of_a_running_job_come_epoch_by_epoch_whole_lines_only(tmp_path: Path) -> None:

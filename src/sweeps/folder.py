@@ -22,7 +22,7 @@ from src.runs.trust import check_places
 
 JOURNAL = "study.journal"
 OF_A_SWEEP = ("hydra.sweep", "hydra/sweeper", "hydra.mode", "hydra.launcher.n_jobs", "hydra.launcher.retries")
-KEPT = ("number", "sweep", "overrides", "label", "status", "reason", "seconds", "id")
+KEPT = ("sweep", "status", "reason", "seconds", "id")
 
 
 @dataclass(eq=False)
@@ -31,29 +31,27 @@ class Job:
 
     Attributes:
         number: names its folder.
+        trial: its latest trial; frozen, unless it runs.
+        params: the values that it has of what the sweep varies.
         sweep: names the sweep that runs it; a storage may hold the trials of several.
-        overrides: its command line.
-        label: what tells it from the other jobs, for people.
         status: queued, running, done, pruned, failed, out of memory, killed or stopped.
         reason: why it ended as it did, one line.
         seconds: how long it ran.
         id: of its process, or of the cluster's job.
         epoch, value: the latest epoch that it reported, and the metric there.
-        trial: its latest trial; frozen, unless it runs.
         stamp: of its file of metrics, when that was read last.
     """
 
     number: int
+    trial: Any = None
+    params: dict[str, Any] = field(default_factory=dict)
     sweep: str = ""
-    overrides: list[str] = field(default_factory=list)
-    label: str = ""
     status: str = "queued"
     reason: str = ""
     seconds: float = 0.0
     id: str = ""
     epoch: int | None = None
     value: float | None = None
-    trial: Any = None
     stamp: Any = None
 
     @property
@@ -68,18 +66,19 @@ def jobs_of(trials: Sequence[Any], sweep: str, shared: bool = False) -> dict[int
         shared: whether other sweeps take trials of the study: one that runs, and has no name yet, is theirs.
 
     Raises:
-        RunError: a trial's record of its job is none that a sweep writes.
+        RunError: a trial repeats none that was there before it.
     """
     jobs = {}
     for trial in trials:
-        kept = {"number": trial.number, **trial.user_attrs.get("job", {})}
-        if not set(kept) <= set(KEPT) or not isinstance(kept["number"], int) or kept["number"] < 0:
-            raise RunError(f"the study has a trial of the job {kept['number']!r}, which no sweep has")
-        job = Job(**kept, trial=trial)
+        number, kept = trial.user_attrs.get("failed_trial", trial.number), trial.user_attrs.get("job", {})
+        if number not in range(trial.number + 1):
+            raise RunError(f"the study has a trial of the job {number!r}, which no sweep has")
+        params = trial.system_attrs.get("fixed_params", trial.params)  # the former of one that waits
+        job = Job(number, trial, params, **{name: kept[name] for name in KEPT if name in kept})
         if trial.intermediate_values:
             job.epoch, job.value = max(trial.intermediate_values.items())
         if job.sweep == sweep or (job.sweep == "" and not (shared and trial.state.name == "RUNNING")):
-            jobs[job.number] = job
+            jobs[number] = job
     return jobs
 
 
@@ -90,7 +89,7 @@ def read_jobs(folder: Path) -> list[Job]:
     record = read_record(folder)
     if not record:
         return []
-    place = record["storage"] or absolute(str(folder / JOURNAL))
+    place = record["storage"] or str(folder / JOURNAL)
     file = place.removeprefix("sqlite:///")
     if "://" not in file and not Path(file).is_file():
         return []  # opening it would make it

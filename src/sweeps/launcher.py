@@ -19,6 +19,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import joblib
+
 from src.runs.folder import LAST, from_here
 from src.runs.record import entry_point, read_numbers
 from src.sweeps.folder import Job, lock_file, quote
@@ -52,13 +54,13 @@ class JobLauncher(ABC):
     async def reclaim(self, job: Job, folder: Path) -> Any:
         """A handle on what an earlier start of the sweep left running, or None once nothing is left."""
 
-    def run(self, trials: Trials, screen: Screen, program: list[str]) -> None:
+    def run(self, trials: Trials, screen: Screen) -> None:
         """Runs all jobs to their end, each as `python PROGRAM OVERRIDES`.
 
         Raises:
             SystemExit: 130 when Ctrl-C or SIGTERM stopped the sweep; its jobs have saved and ended.
         """
-        self.trials, self.screen, self.program = trials, screen, program
+        self.trials, self.screen = trials, screen
         self.stops: list[Any] = []  # the signals and the errors for which the jobs are to stop
         asyncio.run(self._run())
         for error in self.stops:
@@ -72,7 +74,7 @@ class JobLauncher(ABC):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the hang-up
                 asyncio.get_running_loop().add_signal_handler(number, self.stops.append, number)
-        with self.screen.watching(self.trials):
+        with self.screen.watching():
             await asyncio.gather(*map(self._work, range(self.n_jobs)))
 
     async def _work(self, slot: int) -> None:
@@ -116,9 +118,9 @@ class JobLauncher(ABC):
         if not can_resume(folder):
             shutil.rmtree(folder, ignore_errors=True)  # a fresh start mixes with no old figures
             folder.mkdir()
-        run = f"hydra.run.dir={quote(str(folder))}"
-        command = [sys.executable, *self.program, *job.overrides, "hydra.mode=RUN", run]
-        trusted = [override for override in job.overrides if override.startswith("trusted=")]
+        overrides, run = self.trials.space.overrides(job.params), f"hydra.run.dir={quote(str(folder))}"
+        command = [sys.executable, *self.trials.program, *overrides, "hydra.mode=RUN", run]
+        trusted = [override for override in overrides if override.startswith("trusted=")]
         resume = [sys.executable, *entry_point(), *trusted, f"resume={quote(str(folder))}"]
         return self.start(job, command, resume, folder, slot)
 
@@ -137,8 +139,7 @@ class ProcessLauncher(JobLauncher):
     def start(self, job: Job, command: list[str], resume: list[str], folder: Path, slot: int) -> "Process":
         environment = job_environment()
         if self.n_jobs > 1:  # jobs side by side share the cores, or each would start a thread for every one
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.n_jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // self.n_jobs)))
         if self.gpus_per_job is not None:
             mine = self.gpus[slot * self.gpus_per_job : (slot + 1) * self.gpus_per_job]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)

@@ -20,8 +20,8 @@ ORDER = ["running", "failed", "out of memory", "killed", "stopped", "queued", "p
 class Screen:
     """Shows the jobs of a sweep, as many as the terminal has lines for."""
 
-    def __init__(self, metric: str | None) -> None:
-        self.metric = metric
+    def __init__(self, trials: Trials) -> None:
+        self.trials, self.metric = trials, trials.metrics[0]
         self.console = Console()
         if not self.console.is_terminal:
             self.console.width = 120  # a log has room
@@ -33,28 +33,27 @@ class Screen:
         """Says what has become of a job, where there is no table to see it in."""
         if not self.console.is_terminal:
             ended = "" if job.status == "running" else f" after {job.seconds:.1f} s"
-            value = ""
-            if ended and self.metric and job.value is not None:
-                value = f", {self.metric} {shown(self.metric, job.value)}"
-            self.say(f"job {job.number} {job.status}{ended}{value}  {job.label}" + (job.reason and f": {job.reason}"))
+            value = f", {self.metric} {shown(self.metric, job.value)}" if ended and job.value is not None else ""
+            label = self.trials.space.label(job.params)
+            self.say(f"job {job.number} {job.status}{ended}{value}  {label}" + (job.reason and f": {job.reason}"))
 
-    def watching(self, trials: Trials) -> AbstractContextManager[object]:
+    def watching(self) -> AbstractContextManager[object]:
         """Keeps the table up to date while the jobs run; it stays as it is at the end."""
-        live = Live(console=self.console, get_renderable=lambda: self._table(trials))
+        live = Live(console=self.console, get_renderable=self._table)
         return live if self.console.is_terminal else nullcontext()
 
-    def _table(self, trials: Trials) -> Any:
-        jobs = list(trials.jobs.values())
+    def _table(self) -> Any:
+        trials, jobs = self.trials, list(self.trials.jobs.values())
         to_come = (trials.n_trials or 0) - len(trials.study.get_trials(deepcopy=False))
         counts = Counter(job.status for job in jobs) + Counter(queued=to_come)
         ranked = sorted(jobs, key=lambda j: (ORDER.index(j.status), j.number if j.status == "queued" else -j.number))
         first = sorted(ranked[: max(4, self.console.height - 8)], key=lambda job: job.number)
         caption = ", ".join(f"{number} {status}" for status, number in counts.items())
-        columns = ["job", "overrides", "status", "epoch", self.metric or "value", "seconds"]
+        columns = ["job", "overrides", "status", "epoch", self.metric, "seconds"]
         return rich_table(pd.DataFrame(map(self._row, first), columns=columns), str(from_here(trials.folder)), caption)
 
     def _row(self, job: Job) -> list[str]:
-        overrides = job.label + (job.reason and f"\n{job.reason}")
+        overrides = self.trials.space.label(job.params) + (job.reason and f"\n{job.reason}")
         epoch = "" if job.epoch is None else str(job.epoch)
-        value = "" if job.value is None else shown(self.metric or "", job.value)
+        value = "" if job.value is None else shown(self.metric, job.value)
         return [str(job.number), overrides, job.status, epoch, value, f"{job.seconds:.1f}"]

@@ -6,6 +6,8 @@ reports reaches it through the job's metrics, and a pruned job is asked to stop 
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,38 +54,35 @@ def open_study(storage: str, name: str, sampler: Any, pruner: Any, settings: dic
     return study
 
 
+@dataclass(eq=False)
 class Trials:
     """Gives a launcher one job after another, and tells the study how each went.
 
-    Args:
+    Attributes:
         folder: of the sweep.
         sweep: its name among those that share the study.
         metrics: that the study is about.
         n_trials: of a search; None for a grid, whose trials are enqueued.
+        program: what Python runs with the overrides of a job.
         shared: whether other sweeps work on the study at the same time.
-
-    Attributes:
-        jobs: those so far, by number.
         dry: whether the jobs only try whether they run, and leave no results.
+        jobs: those so far, by number.
     """
 
-    dry = False
+    study: optuna.Study
+    space: Space
+    folder: Path
+    sweep: str
+    metrics: list[str]
+    n_trials: int | None
+    program: Sequence[str] = ()
+    shared: bool = False
+    dry: bool = False
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        space: Space,
-        folder: Path,
-        sweep: str,
-        metrics: list[str],
-        n_trials: int | None,
-        shared: bool = False,
-    ) -> None:
-        self.study, self.space, self.folder, self.sweep = study, space, folder, sweep
-        self.metrics, self.n_trials, self.shared = metrics, n_trials, shared
-        if n_trials is None:
+    def __post_init__(self) -> None:
+        if self.n_trials is None:
             self._enqueue()
-        self.jobs = jobs_of(study.get_trials(deepcopy=False), sweep, shared)
+        self.jobs = jobs_of(self.study.get_trials(deepcopy=False), self.sweep, self.shared)
         for job in self.jobs.values():
             if job.status in ("running", "stopped"):  # when an earlier start was cut off
                 job.status = "queued"
@@ -97,8 +96,7 @@ class Trials:
                 self.study.enqueue_trial(job.trial.params, {"job": kept, "failed_trial": number})
         begun = sum("failed_trial" not in trial.user_attrs for trial in trials)
         for params in self.space.combinations()[begun:]:
-            kept = {"overrides": self.space.overrides(params), "label": self.space.label(params)}
-            self.study.enqueue_trial(params, {"job": kept}, skip_if_exists=True)  # by another machine
+            self.study.enqueue_trial(params, skip_if_exists=True)  # by another machine
 
     def run_folder(self, job: Job) -> Path:
         return self.folder / str(job.number)
@@ -110,19 +108,20 @@ class Trials:
         if old:
             trial = Trial(self.study, old[0]._trial_id)  # Optuna has no other way to go on with one
         elif len(trials) < (self.n_trials or 0) or any(trial.state == TrialState.WAITING for trial in trials):
-            trial = self.study.ask(self.space.distributions)
+            trial = self.study.ask()
         else:
             return None
+        for name, of in self.space.distributions.items():
+            trial._suggest(name, of)  # what `ask` would draw, and what it had not yet drawn when a kill came
         if not old and self.n_trials is None and _enqueued_before(trial, trials):
             trial.set_user_attr("job", {"sweep": "none"})
             self.study.tell(trial, state=TrialState.FAIL)
             return self.next()
-        number = trial.user_attrs.get("job", {}).get("number", trial.number)
-        job = self.jobs.setdefault(number, Job(number))
-        job.trial, job.sweep, job.epoch = trial, self.sweep, job.epoch if old else None
         # A journal may come from elsewhere: Optuna refuses what this sweep's own distributions do not have.
         optuna.create_trial(params=trial.params, distributions=self.space.distributions, value=0)
-        job.overrides, job.label = self.space.overrides(trial.params), self.space.label(trial.params)
+        number = trial.user_attrs.get("failed_trial", trial.number)
+        job = self.jobs.setdefault(number, Job(number))
+        job.trial, job.params, job.sweep, job.epoch = trial, trial.params, self.sweep, job.epoch if old else None
         return job
 
     def save(self, job: Job) -> None:

@@ -65,29 +65,30 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     opening = (options["study_name"], sampler, pruner or optuna.pruners.NopPruner(), settings)
     shared = None if storage is None else open_study(storage, *opening)  # what is wrong with it, before all else
     named = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
-    folder, record = open_sweep(Path(config.hydra.sweep.dir).absolute(), named, sweeper.identity)
+    folder, earlier = open_sweep(Path(config.hydra.sweep.dir).absolute(), named, sweeper.identity)
     own = open_study(str(folder / JOURNAL), *opening)
     OmegaConf.save(config, folder / "multirun.yaml")
-    screen = Screen(settings["metrics"][0])
-    if record or shared:
+    if earlier or shared:
         sampler.reseed_rng()  # or it would draw again what it drew before, or what another machine draws
-    if record:
-        screen.say(f"Going on with {from_here(folder)} (hydra.sweep.dir=NEW starts afresh).")
     new = {"sweep": str(folder), "command": [*entry_point(), *sys.argv[1:]], "identity": sweeper.identity}
-    record = {**new, "storage": storage, "study_name": own.study_name, **record, "finished": False}
+    record = {**new, "storage": storage, "study_name": own.study_name, **earlier, "finished": False}
     own.set_user_attr("sweep", record)
-    n_trials = None if grid else options["n_trials"]
-    place = folder, record["sweep"]
-    trials = Trials(shared or own, space, *place, settings["metrics"], n_trials, shared=storage is not None)
-    trials.dry = bool(OmegaConf.select(config, "trainer.fast_dev_run"))
-    program = [*entry_point(), *sweeper.flags]
-    launcher.run(trials, screen, program)
+    trials = Trials(
+        *(shared or own, space, folder, record["sweep"], settings["metrics"], None if grid else options["n_trials"]),
+        program=[*entry_point(), *sweeper.flags],
+        shared=storage is not None,
+        dry=bool(OmegaConf.select(config, "trainer.fast_dev_run")),
+    )
+    screen = Screen(trials)
+    if earlier:
+        screen.say(f"Going on with {from_here(folder)} (hydra.sweep.dir=NEW starts afresh).")
+    launcher.run(trials, screen)
     trials.jobs = {number: job for number, job in trials.jobs.items() if job.sweep}  # others had the rest of a grid
     record["finished"] = not grid or all(job.status == "done" for job in trials.jobs.values())
     own.set_user_attr("sweep", record)
-    _summarise(trials, screen, settings["directions"], program)
+    _summarise(trials, screen)
     if not grid:
-        _report(trials, screen, settings, program)
+        _report(trials, screen, settings)
     if trials.dry:
         screen.say("This was a dry run (trainer.fast_dev_run): a few batches of each job, and no results.")
     failed = [str(job.number) for job in trials.jobs.values() if job.failed]
@@ -127,15 +128,16 @@ def _settings(config: DictConfig, options: dict[str, Any], space: Space, prunes:
     return {"metrics": metrics, "directions": directions, "space": distributions}
 
 
-def _summarise(trials: Trials, screen: Screen, directions: list[str], program: list[str]) -> None:
+def _summarise(trials: Trials, screen: Screen) -> None:
     """Writes the summary, a row for what differs by more than its seed; prints it, and of a grid the best command."""
     runs = []
     for job in trials.jobs.values():
-        given = (override.lstrip("+").partition("=") for override in job.overrides)
+        given = (override.lstrip("+").partition("=") for override in trials.space.overrides(job.params))
         numbers = read_numbers(trials.run_folder(job))
         if numbers is not None or job.failed:
             runs.append((job.number, {k: v for k, _, v in given if not k.startswith("hydra")}, numbers))
-    modes = {metric: direction[:3] for metric, direction in zip(trials.metrics, directions, strict=True)}
+    directions = (direction.name.lower()[:3] for direction in trials.study.directions)
+    modes = dict(zip(trials.metrics, directions, strict=True))
     rows, metric = group(runs, modes), trials.metrics[0]
     write_summary(trials.folder, rows)
     known, best = columns(row.metrics for row in rows), ranked(rows, metric, modes)
@@ -149,19 +151,19 @@ def _summarise(trials: Trials, screen: Screen, directions: list[str], program: l
     if metric not in known:
         screen.say(f"No run reports optimized_metric={metric}; they report {', '.join(sorted(known))}.")
     elif trials.n_trials is None:
-        overrides = trials.jobs[best[0].runs[0]].overrides
-        told = [*program, *(o for o in overrides if o.partition("=")[0] not in (*REPEATS, "data.folds"))]
+        overrides = trials.space.overrides(trials.jobs[best[0].runs[0]].params)
+        told = [*trials.program, *(o for o in overrides if o.partition("=")[0] not in (*REPEATS, "data.folds"))]
         differing = " ".join(f"{key}={value}" for key, value in best[0].differing.items())
         screen.say(f"Best: {differing}\n  python {shlex.join(told)}")
 
 
-def _report(trials: Trials, screen: Screen, settings: dict[str, Any], program: list[str]) -> None:
+def _report(trials: Trials, screen: Screen, settings: dict[str, Any]) -> None:
     """Prints the best trials of a search with the commands that repeat them; writes study.json and the figures."""
     from src.sweeps.plots import draw
 
     def told(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         given = {"number": trial.number, "params": trial.params, "state": trial.state.name.lower()}
-        command = shlex.join(["python", *program, *trials.space.overrides(trial.params)])
+        command = shlex.join(["python", *trials.program, *trials.space.overrides(trial.params)])
         return {**given, "values": trial.values, "epochs": trial.intermediate_values, "command": command}
 
     listed = list(map(told, trials.study.get_trials(deepcopy=False)))
