@@ -68,8 +68,10 @@ def test_no_file_is_longer_than_300_lines(path: Path) -> None:
 
 
 def test_opening_the_runs_and_starting_any_command_loads_nothing_heavy() -> None:
-    heavy = {"torch", "lightning", "torchvision", "optuna", "scipy", "matplotlib"}
-    modules = ["src.runs.run", "src.runs.table", "src.sweeps", *(f"src.{name}" for name in sorted(ENTRY_POINTS))]
-    code = f"import sys, {', '.join(modules)}; print(*({heavy} & set(sys.modules)))"
+    heavy = {"torch", "lightning", "torchvision", "optuna", "scipy", "matplotlib", "submitit", "rich"}
+    code = (
+        "import sys, src.runs.run, src.runs.table, src.sweeps, hydra_plugins.study; assert 'pandas' not in sys.modules;"
+    )
+    code += f"import {', '.join(f'src.{name}' for name in sorted(ENTRY_POINTS))}; print(*({heavy} & set(sys.modules)))"
     done = run_command("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

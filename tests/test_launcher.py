@@ -5,11 +5,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import optuna
@@ -19,8 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from src.sweeps import Job, read_jobs
 from src.sweeps.launcher import outcome
-from tests.conftest import ROOT, hear_interrupts
-from tests.warm import Command
+from tests.warm import ROOT, Command
 
 CONFIG = """
 defaults:
@@ -138,27 +135,18 @@ class Standin:
         (self.folder / "next").write_text(str(epochs))
         (self.folder / "next").rename(self.folder / "gate")
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": hear_interrupts}
-        command = [sys.executable, "-m", "standin", *overrides]
-        return subprocess.Popen(command, cwd=self.folder, env=self._environment(), text=True, **options)
-
-    def sweep(self, *overrides: str, env: dict[str, str] | None = None, cold: bool = False) -> tuple[int, str]:
-        """Exit code and output of `standin -m OVERRIDES`; `cold` loads all anew."""
+    def start(self, *overrides: str, **environment: str) -> Command:
+        """`standin OVERRIDES`, with `-m` unless it resumes."""
         words = overrides if overrides[0].startswith("resume_sweep") else ("-m", *overrides)
-        if cold:
-            process = self.start(*words)
-            output, _ = process.communicate(timeout=120)
-            return process.returncode, output
-        with TemporaryFile("w+") as out:
-            options: Any = {"cwd": self.folder, "env": self._environment(env), "stdout": out}
-            code = Command("-m", "standin", *words, stderr=subprocess.STDOUT, **options).wait(120)
-            out.seek(0)
-            return code, out.read()
+        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": self.folder}
+        return Command("-m", "standin", *words, env=self.environment(**environment), **options)
 
-    def _environment(self, more: dict[str, str] | None = None) -> dict[str, str]:
-        path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-        return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **(more or {})}
+    def sweep(self, *overrides: str, **environment: str) -> tuple[int, str]:
+        """Exit code and output of that."""
+        return self.start(*overrides, **environment).communicate(120)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "COLUMNS": "200", **more}
 
     @property
     def folders(self) -> list[Path]:
@@ -258,7 +246,7 @@ def test_a_pattern_stands_for_the_files_of_a_group(standin: Standin) -> None:
 
 def test_jobs_side_by_side_get_gpus_of_their_own_and_share_the_cores(standin: Standin) -> None:
     sweep = ["seed=range(4)", "seconds=0.2", "hydra.launcher.n_jobs=2", "hydra.launcher.gpus_per_job=2"]
-    code, output = standin.sweep(*sweep, env={"CUDA_VISIBLE_DEVICES": "3,5,6,GPU-1a"})
+    code, output = standin.sweep(*sweep, CUDA_VISIBLE_DEVICES="3,5,6,GPU-1a")
     assert code == 0, output
     seen = [standin.read(i, "results.json")["environment"] for i in range(4)]
     assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {"3,5", "6,GPU-1a"}
@@ -278,7 +266,7 @@ def test_jobs_side_by_side_get_gpus_of_their_own_and_share_the_cores(standin: St
     ],
 )
 def test_a_mistake_is_told_before_any_job_starts(standin: Standin, overrides: list[str], message: str) -> None:
-    code, output = standin.sweep(*overrides, env={"CUDA_VISIBLE_DEVICES": "0,1"})
+    code, output = standin.sweep(*overrides, CUDA_VISIBLE_DEVICES="0,1")
     assert code == 1
     assert message in output
     assert not (standin.folder / "logs").exists(), "nothing half-written"
@@ -295,9 +283,9 @@ def test_a_sweep_that_is_done_starts_afresh_in_a_new_folder(standin: Standin) ->
 def test_two_sweeps_started_in_the_same_second_do_not_meet(standin: Standin) -> None:
     config = standin.folder / "conf" / "standin.yaml"
     config.write_text(config.read_text().replace("${now:%Y-%m-%d_%H-%M-%S}", "now"))
-    processes = [standin.start("-m", "seed=0,1", "seconds=0.3") for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    processes = [standin.start("seed=0,1", "seconds=0.3") for _ in range(3)]
+    ends = [process.communicate(60) for process in processes]
+    assert [code for code, _ in ends] == [0, 0, 0], ends
     assert [path.name for path in standin.folders] == ["now", "now-1", "now-2"]
     assert all(standin.starts(i, sweep) == [0] for i in (0, 1) for sweep in range(3))
     code, output = standin.sweep("seed=0,1,2", "hydra.sweep.dir=logs/multiruns/now")
@@ -309,13 +297,13 @@ def test_two_sweeps_started_in_the_same_second_do_not_meet(standin: Standin) -> 
 def test_a_sweep_that_is_stopped_or_killed_takes_its_jobs_along_and_goes_on(standin: Standin, how: int) -> None:
     sweep = ["seed=range(3)", "kind=gated", "epochs=6", "seconds=0", "hydra.launcher.n_jobs=2"]
     standin.allow(1)
-    process = standin.start("-m", *sweep)
+    process = standin.start(*sweep)
     for number in (0, 1):
         standin.wait_for(f"{number}/checkpoints/last.ckpt")
     process.send_signal(how)
-    output, _ = process.communicate(timeout=30)
+    code, output = process.communicate(30)
     if how == signal.SIGINT:
-        assert process.returncode == 130
+        assert code == 130
         here = standin.folders[0].relative_to(standin.folder)
         assert f"The same command goes on, or: resume_sweep={here}\n" in output
         assert count(standin.jobs()) == {"stopped": 2, "queued": 1}
@@ -333,13 +321,13 @@ def test_a_sweep_that_is_stopped_or_killed_takes_its_jobs_along_and_goes_on(stan
 
 def test_a_running_sweep_cannot_be_entered_and_what_has_no_checkpoint_starts_afresh(standin: Standin) -> None:
     standin.allow(0)
-    process = standin.start("-m", "seed=0,1", "kind=gated")
+    process = standin.start("seed=0,1", "kind=gated")
     left_over = standin.wait_for("0/starts.log").with_name("left_over")
     code, output = standin.sweep(f"resume_sweep={standin.folders[0]}")
     assert code == 1
     assert "holds another sweep, or one that is running" in output
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
     left_over.touch()
     standin.allow(2)
     code, output = standin.sweep("seed=0,1", "kind=gated")
@@ -397,7 +385,7 @@ def test_the_summary_has_a_row_a_configuration_and_the_best_one_its_command(stan
 
 
 def test_a_terminal_shows_a_table_of_the_jobs(standin: Standin) -> None:
-    code, output = standin.sweep("seed=range(9)", "hydra.launcher.n_jobs=2", env={"FORCE_COLOR": "1", "LINES": "14"})
+    code, output = standin.sweep("seed=range(9)", "hydra.launcher.n_jobs=2", FORCE_COLOR="1", LINES="14")
     assert code == 0, output
     *_, last = re.split(r"overrides", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output))
     assert re.search(r"8 +│ seed=8 +│ done +│ +\d* +│ +\d+\.\d\d % │ +\d+\.\d ", last)
@@ -421,10 +409,3 @@ def test_how_a_job_ended(tmp_path: Path, code: int, log: str, expected: tuple[st
     (tmp_path / "output.log").write_text(log)
     assert outcome(tmp_path, code, asked="") == expected
     assert outcome(tmp_path, code, asked="pruned") == ("pruned", "")
-
-
-def test_a_start_without_a_sweep_loads_nothing_heavy() -> None:
-    heavy = {"torch", "lightning", "optuna", "scipy", "submitit", "rich", "matplotlib", "pandas"}
-    code = f"import sys, src.sweeps, hydra_plugins.study; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

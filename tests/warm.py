@@ -66,6 +66,11 @@ class Command:
         with suppress(ProcessLookupError):  # it has ended
             os.kill(self.pid, signum)
 
+    def communicate(self, timeout: float | None = None) -> tuple[int, str]:
+        """The exit code, see `wait`, and what it printed into its pipe."""
+        output = self.stdout.read()
+        return self.wait(timeout), output
+
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative for the signal that ended it.
 
