@@ -30,6 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.figures import Figure
 from src.runs.build import compose
+from src.runs.folder import LAST, METRICS
+from src.runs.record import read_results
 from tests.warm import ROOT, Command
 
 # A developer's own places stay out of the tests.
@@ -66,6 +68,7 @@ QUICK = [
     *("data.limit=200", "data.batch_size=32", "model.network.hidden_units=4"),
     *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=2"),
 ]
+FEW = ["data.limit=50", "trainer.max_epochs=1"]  # for bfloat16, which most processors emulate: a hundred times slower
 SILENT = ["callbacks.model_summary=null", "callbacks.tensorboard_pictures=null"]
 
 
@@ -162,13 +165,33 @@ def train_here(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any], Path]
     return *train(cfg), folder
 
 
+def assert_equal_runs(folder: Path, expected: Path) -> None:
+    """Last weights, names of the best checkpoints, rows of metrics and results to the last bit, but for the times."""
+    import pandas as pd
+    import torch
+
+    ours, theirs = (
+        (
+            torch.load(path / LAST, weights_only=True)["state_dict"],
+            sorted(each.name for each in path.glob("checkpoints/epoch_*")),
+            pd.read_csv(path / METRICS).drop(columns="train/images_per_s"),
+            {**read_results(path)["metrics"], "train/images_per_s": None},
+        )
+        for path in (folder, expected)
+    )
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][name], value) for name, value in theirs[0].items())
+    assert ours[1] == theirs[1]
+    pd.testing.assert_frame_equal(ours[2], theirs[2], check_exact=True)
+    assert ours[3] == theirs[3]
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TinyVGG that has seen a little of the digits: one run folder for all tests, to read or to copy."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     options = [*QUICK, "data.limit=600", "trainer.max_epochs=5", "optimizer.lr=0.01", f"hydra.run.dir={folder}"]
-    done = run_command("-m", "src.train", *options)
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *options)
     return folder
 
 
@@ -200,6 +223,13 @@ def run_command(
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, **options
     )
+
+
+def run_well(*arguments: str, **options: Any) -> str:
+    """What `run_command` prints, which must end well."""
+    done = run_command(*arguments, **options)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
 
 
 @contextmanager

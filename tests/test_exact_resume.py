@@ -10,7 +10,6 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -20,7 +19,7 @@ from src.modules.base import Task
 from src.runs.record import read_results
 from src.runs.run import resumed_config
 from src.train import train
-from tests.conftest import SILENT, composed, train_here
+from tests.conftest import SILENT, assert_equal_runs, composed, train_here
 
 # 5 steps an epoch. Dropout draws numbers, batch norm and momentum keep state.
 SMALL = [
@@ -165,12 +164,8 @@ def assert_equal(folder: Path, expected: Path) -> None:
             assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(value)), f"{name}: {key}"
     kept = [{p.name: p.read_bytes() for p in (*f.glob("dynamics/*"), *f.glob("*.csv"))} for f in (folder, expected)]
     assert kept[0] == kept[1]
-    frames = [pd.read_csv(f / "csv/metrics.csv").drop(columns="train/images_per_s") for f in (folder, expected)]
-    pd.testing.assert_frame_equal(*frames, check_exact=True)
-    told = [read_results(f) for f in (folder, expected)]
-    metrics = [{k: v for k, v in each["metrics"].items() if k != "train/images_per_s"} for each in told]
-    assert metrics[0] == metrics[1]
-    assert told[0]["epochs"] == told[1]["epochs"]
+    assert_equal_runs(folder, expected)
+    assert read_results(folder)["epochs"] == read_results(expected)["epochs"]
 
 
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,8 +18,8 @@ from src.data.folder import ImageFolder
 from src.data.samplers import WINDOW, TrainSampler
 from src.data.shards import Shards, write_shards
 from src.data.source import MapDataset
-from tests.conftest import run_command
-from tests.test_resume import ARGUMENTS, assert_equal_outcome, signal_after_epoch, start
+from tests.conftest import assert_equal_runs, run_well
+from tests.test_resume import ARGUMENTS, signal_after_epoch, start
 
 pytest.importorskip("litdata", reason="litdata is an optional extra: pip install -e .[shards]")
 
@@ -159,9 +159,8 @@ def test_nothing_half_written_stays_and_nothing_is_overwritten(images, tmp_path)
 
 @pytest.mark.slow
 def test_the_command_writes_what_the_next_command_reads(images, tmp_path):
-    done = run_command("-m", "src.shards", f"data.root={images}", f"out={tmp_path}/out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"120 train images, 12 val images, 18 test images: {tmp_path}/out"
+    output = run_well("-m", "src.shards", f"data.root={images}", f"out={tmp_path}/out", cwd=tmp_path)
+    assert output.splitlines()[-1] == f"120 train images, 12 val images, 18 test images: {tmp_path}/out"
     assert ready(tmp_path / "out").size("train") == 120
 
 
@@ -248,17 +247,15 @@ def test_a_run_stopped_in_mid_epoch_and_one_that_was_killed_go_on_to_the_same_bi
         write_shards(digits, tmp_path / "shards")
     data = ["data=shards", f"data.root={tmp_path}/shards", f"data.num_workers={workers}", "data.image_size=32"]
     arguments = [*ARGUMENTS, *data, f"data.cache_dir={tmp_path}/cache"]
-    done = run_command("-m", "src.train", *arguments, f"hydra.run.dir={tmp_path}/whole")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *arguments, f"hydra.run.dir={tmp_path}/whole")
     for name, how, delay in (("stopped", signal.SIGTERM, 0.2), ("killed", signal.SIGKILL, 0.2)):
         folder = tmp_path / name
         signal_after_epoch(start(*arguments, f"hydra.run.dir={folder}"), 1, how, delay)
         step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
         assert (step % 112 != 0) == (name == "stopped"), "in mid-epoch"
         assert 2 * 112 <= step < 5 * 112
-        done = run_command("-m", "src.train", f"resume={folder}", f"data.cache_dir={tmp_path}/cache")
-        assert done.returncode == 0, done.stderr
-        assert_equal_outcome(folder, tmp_path / "whole")
+        run_well("-m", "src.train", f"resume={folder}", f"data.cache_dir={tmp_path}/cache")
+        assert_equal_runs(folder, tmp_path / "whole")
 
 
 # Bad input

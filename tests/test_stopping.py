@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
 from src.sweeps import read_jobs
-from tests.conftest import ROOT, SILENT, hear_interrupts, run_command
+from tests.conftest import ROOT, SILENT, assert_equal_runs, hear_interrupts, run_well
 from tests.test_resume import NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.tried("signals")]
@@ -51,8 +50,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = run_command("-m", "src.train", *SMALL, f"hydra.run.dir={folder}")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *SMALL, f"hydra.run.dir={folder}")
     return folder
 
 
@@ -112,17 +110,8 @@ def test_all_processes_stop_after_the_same_step_and_go_on_exactly(
     assert "Traceback" not in output
     assert output.count("Stopping after this step") == (number == signal.SIGINT)
     assert saved_step(tmp_path / "run/checkpoints/last.ckpt") < 6 * 28
-    done = run_command("-m", "src.train", f"resume={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
-    ours, theirs = (
-        torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for f in (tmp_path / "run", uninterrupted)
-    )
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    frames = [
-        pd.read_csv(f / "csv/metrics.csv").drop(columns="train/images_per_s") for f in (tmp_path / "run", uninterrupted)
-    ]
-    pd.testing.assert_frame_equal(*frames, check_exact=True)
+    run_well("-m", "src.train", f"resume={tmp_path}/run")
+    assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
 def test_ctrl_c_while_the_processes_start_ends_them_all_and_leaves_no_folder(start: Start, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -10,14 +11,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from src.runs.folder import LAST
-from src.runs.record import read_metrics, read_results
-from tests.conftest import SILENT, run_command
+from src.runs.record import read_results
+from tests.conftest import SILENT, assert_equal_runs, run_well
 from tests.warm import Command
 
 FEW = [*("trainer.precision=32-true", "trainer.max_epochs=5", "data.limit=600", "data.batch_size=8"), *SILENT]
@@ -76,20 +75,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def assert_equal_runs(folder: Path, expected: Path) -> None:
-    (weights, frame), (its_weights, its_frame) = (
-        (torch.load(path / LAST, weights_only=True)["state_dict"], read_metrics(path)) for path in (folder, expected)
-    )
-    assert all(torch.equal(weights[name], value) for name, value in its_weights.items())
-    times = ["train/images_per_s"]
-    pd.testing.assert_frame_equal(frame.drop(columns=times), its_frame.drop(columns=times), check_exact=True)
-    metrics, its_metrics = (
-        {name: value for name, value in read_results(path)["metrics"].items() if name not in times}
-        for path in (folder, expected)
-    )
-    assert metrics == its_metrics
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.tried("kills", len(SIGNALS))
@@ -98,8 +83,7 @@ def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, im
     words = [word.replace("IMAGES", str(images)) for word in VARIANTS[variant]]
     trainer = [] if "trainer=ddp_cpu" in words else ["trainer=cpu"]
     options = [*FEW, *trainer, *words, f"paths.log_dir={tmp_path}/logs"]
-    done = run_command("-m", "src.train", *options, f"hydra.run.dir={tmp_path}/whole")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *options, f"hydra.run.dir={tmp_path}/whole")
     seconds = read_results(tmp_path / "whole")["seconds"]
     for number, signum in enumerate(SIGNALS):
         folder = tmp_path / str(number)
@@ -110,10 +94,9 @@ def test_a_run_stopped_at_random_moments_ends_as_one_left_alone(variant: str, im
         command.wait()
         if not (folder / LAST).exists():  # killed before its first checkpoint was whole
             shutil.rmtree(folder)
-            done = run_command("-m", "src.train", *options, f"hydra.run.dir={folder}")
+            run_well("-m", "src.train", *options, f"hydra.run.dir={folder}")
         else:
-            done = run_command("-m", "src.train", f"resume={folder}", f"paths.log_dir={tmp_path}/logs")
-        assert done.returncode == 0, (signum, done.stderr)
+            run_well("-m", "src.train", f"resume={folder}", f"paths.log_dir={tmp_path}/logs")
         assert_equal_runs(folder, tmp_path / "whole")
         assert not list(folder.glob("**/*.partial*"))
 
@@ -125,8 +108,7 @@ def test_a_sweep_stopped_at_random_moments_ends_as_one_left_alone(tmp_path: Path
     options = [*FEW, *DROPS, "trainer=cpu", "trainer.max_epochs=3", "seed=0,1", f"paths.log_dir={tmp_path}/logs"]
     sweep = ["-m", "src.train", "-m", *options]
     start = time.monotonic()
-    done = run_command(*sweep, f"hydra.sweep.dir={tmp_path}/whole")
-    assert done.returncode == 0, done.stderr
+    run_well(*sweep, f"hydra.sweep.dir={tmp_path}/whole")
     seconds = time.monotonic() - start
     for number, signum in enumerate(SIGNALS):
         folder = tmp_path / str(number)
@@ -135,7 +117,8 @@ def test_a_sweep_stopped_at_random_moments_ends_as_one_left_alone(tmp_path: Path
         time.sleep(random.Random(f"sweep {number}").uniform(0, 0.8) * seconds)
         command.send_signal(signum)
         command.wait()
-        done = run_command(*sweep, f"hydra.sweep.dir={folder}")
-        assert done.returncode == 0, (signum, done.stderr)
+        run_well(*sweep, f"hydra.sweep.dir={folder}")
         for job in ("0", "1"):
             assert_equal_runs(folder / job, tmp_path / "whole" / job)
+        (row,) = json.loads((folder / "summary.json").read_text())
+        assert row["n"] == len(set(row["metrics"]["val/loss"]["values"])) == 2
