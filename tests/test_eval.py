@@ -24,7 +24,7 @@ from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
 from src.studies.classifier import Predictions, draw
-from tests.conftest import composed, run_command
+from tests.conftest import composed, run_command, run_well
 
 
 def evaluated(*given: str) -> tuple[dict[str, float], dict[str, Any]]:
@@ -81,8 +81,12 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy_bin_by_bin(plai
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
 
 
-def test_predictions_hold_every_image_in_order(plain) -> None:
-    frame = open_run(plain.run).predictions
+@pytest.mark.tried("numbers")
+def test_predictions_hold_every_image_in_order_and_their_accuracy_is_what_the_training_said(plain) -> None:
+    run = open_run(plain.run)
+    frame = run.predictions
+    right = (frame["label"] == frame["prediction"]).mean()
+    assert run.results["metrics"]["test/acc"] == pytest.approx(right, abs=1e-6)
     assert frame["image"].tolist() == list(range(len(plain.labels)))
     assert frame["label"].tolist() == plain.labels.tolist()  # the digits' names are the digits
     assert frame["prediction"].tolist() == plain.guess.tolist()
@@ -295,7 +299,6 @@ def test_without_a_run_it_asks_for_one() -> None:
 def test_two_processes_predict_what_one_does(run: Path) -> None:
     written = []
     for more in ([], ["trainer=ddp_cpu"]):
-        done = run_command("-m", "src.eval", f"run={run}", "data.limit=333", *more)
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.eval", f"run={run}", "data.limit=333", *more)
         written.append((run / "predictions_limit333.csv").read_bytes())
     assert written[0] == written[1]

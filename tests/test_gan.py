@@ -14,8 +14,6 @@ import pytest
 import scipy.linalg
 import torch
 from hydra.errors import InstantiationException
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -31,7 +29,7 @@ from src.runs.folder import events_folder
 from src.runs.record import read_results
 from src.runs.run import open_run
 from src.sample import sample
-from tests.conftest import SILENT, composed, run_command, train_here
+from tests.conftest import FEW, SILENT, composed, run_well, train_here
 from tests.test_eval import evaluated
 
 # 6 steps an epoch of 16 images, of which 4 are left out.
@@ -212,7 +210,7 @@ def test_a_schedule_of_epochs_moves_both_rates(config, scheduler: str) -> None:
 
 
 def test_bfloat16_gives_nearly_the_losses_of_32_bits(config) -> None:
-    full, half = (train_here(config(*QUIET, *more))[0] for more in ([], ["trainer.precision=bf16-mixed"]))
+    full, half = (train_here(config(*QUIET, *FEW, *more))[0] for more in ([], ["trainer.precision=bf16-mixed"]))
     for name in ("train/loss_d", "train/loss_g", "val/loss_d", "val/loss_g"):
         assert half[name] == pytest.approx(full[name], abs=0.05)
     assert half != full
@@ -242,28 +240,6 @@ def test_validation_measures_scores_as_worked_out_by_hand() -> None:
     assert float(step.loss) == (3.0 + 1.5) / 2
 
 
-def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(config, tmp_path: Path) -> None:
-    options = [*QUIET, "model.discriminator_steps=2", "data.val_size=0"]
-    keeps = f"+callbacks.keep={{_target_: tests.test_gan.Keep, path: {tmp_path}/middle.ckpt, step: 9}}"
-    _, objects, _ = train_here(config(*options, keeps))
-    expected = {name: value.clone() for name, value in objects["model"].state_dict().items()}
-    _, objects, _ = train_here(config(*options, "callbacks.samples=null", f"ckpt_path={tmp_path}/middle.ckpt"))
-    assert objects["trainer"].global_step == 14
-    for name, value in objects["model"].state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
-class Keep(Callback):
-    """Saves a checkpoint after a step."""
-
-    def __init__(self, path: str, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
 def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
     _, objects, folder = trained
     sheets = sorted((folder / "figures").glob("samples_*"))
@@ -277,12 +253,10 @@ def test_samples_of_the_same_noise_are_drawn_after_each_epoch(trained) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_train_one_pair_of_networks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = run_command("-m", "src.train", *QUIET, "trainer=ddp_cpu", "data.batch_size=8", f"hydra.run.dir={folder}")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *QUIET, "trainer=ddp_cpu", "data.batch_size=8", f"hydra.run.dir={folder}")
     assert read_results(folder)["status"] == "done"
 
 
@@ -369,8 +343,7 @@ def test_an_evaluation_compares_samples_with_real_images(trained, trained_run: P
         evaluated(f"run={trained_run}", f"features={folder}")
     judge = tmp_path / "judge"
     few = [*SILENT, "data.limit=200", "trainer.max_epochs=1", "trainer=cpu", "trainer.precision=32-true", "test=false"]
-    done = run_command("-m", "src.train", *few, "data.image_size=16", f"hydra.run.dir={judge}")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *few, "data.image_size=16", f"hydra.run.dir={judge}")
     metrics, _ = evaluated(f"run={folder}", f"features={judge}")
     names = ["frechet_distance", "kid", "precision", "recall", "frechet_distance_floor", "kid_floor", "cas"]
     assert {f"test/{name}" for name in names} < set(metrics)

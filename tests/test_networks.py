@@ -291,15 +291,6 @@ def test_what_needs_three_channels_says_so_and_weights_of_three_fit_no_other() -
         load_weights(ResNet(18, 7, 32, channels=1), weights)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_speedrun_network_whitens_the_patches_of_images_of_any_channels(channels: int) -> None:
-    images = torch.randn(8, channels, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(3)
-    network = SpeedrunNet((16, 16, 16), image_size=16, channels=channels)
-    network.whiten(images, epsilon=0.0)
-    patches = network.whitening(images).transpose(0, 1).flatten(1)[: 4 * channels]
-    torch.testing.assert_close(patches @ patches.T / patches.shape[1], torch.eye(4 * channels), atol=1e-2, rtol=0)
-
-
 @pytest.mark.parametrize("name", [*models.list_models(module=models, exclude="regnet_*"), "regnet_y_400mf"])
 def test_every_classification_network_of_torchvision_gets_a_head(name: str) -> None:
     with torch.device("cpu" if name.startswith("regnet") else "meta"):  # regnets compute their widths

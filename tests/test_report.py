@@ -14,7 +14,7 @@ import yaml
 from src import figures
 from src.report import compare, networks, read_run, read_runs, report
 from src.runs.table import Row, brief, overview
-from tests.conftest import run_command
+from tests.conftest import run_command, run_well
 
 
 def make_run(
@@ -141,28 +141,36 @@ def test_history_has_one_value_an_epoch_and_no_test_row(tmp_path: Path) -> None:
     assert list(history["val/loss"]) == [1.0, 0.9, 0.8]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "status"),
-    [
-        ("csv/metrics.csv", "step,val/loss\n1,nan\n", "done"),
-        ("csv/metrics.csv", "epoch,step,val/loss\n0,1,word\n", "done"),
-        ("csv/metrics.csv", "epoch,step,val/loss\nzero,1,0.5\n", "unreadable: "),
-        ("results.json", '{"status": "done", "metrics": ', "unreadable: "),
-        ("results.json", "[1]", "unreadable: "),
-        ("results.json", '{"status": "done", "metrics": {}, "best": {"epoch": "x"}}', "unreadable: "),
-        (".hydra/config.yaml", "a: [1\n", "unreadable: "),
-        (".hydra/config.yaml", "", "unreadable: "),
-        (".hydra/hydra.yaml", "- 1", "unreadable: "),
-    ],
-)
-def test_one_bad_run_is_named_and_the_others_are_reported(tmp_path: Path, name: str, text: str, status: str) -> None:
+MALFORMED: dict[str, tuple[list[str], list[str]]] = {  # what can be done without, and what cannot
+    "results.json": (
+        [],
+        ["", "{", '{"status": "done", "metrics": ', "[1]", '{"metrics": 3}']
+        + [f'{{"status": "done", "metrics": {{}}, "best": {best}}}' for best in ("5", '{"epoch": "x"}')],
+    ),
+    ".hydra/config.yaml": ([], ["", "[1", "- 1", "\x00"]),
+    ".hydra/hydra.yaml": (["[]"], ["- 1", "hydra: 3", "{"]),
+    "csv/metrics.csv": (
+        ["step,val/loss\n1,nan\n", "epoch,step,val/loss\n0,1,word\n", "epoch\n\x00\n", "a,b\n1,2,3,4\n"],
+        ["epoch,step,val/loss\nzero,1,0.5\n", "epoch,step,val/acc\nx,y,z\n"],
+    ),
+}
+
+
+@pytest.mark.tried("files")
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_record_is_named_or_done_without_and_the_others_are_reported(tmp_path: Path, name: str) -> None:
     make_run(tmp_path / "good")
-    (make_run(tmp_path / "bad", "optimizer.lr=0.5") / name).write_text(text)
+    readable, unreadable = MALFORMED[name]
+    for number, text in enumerate([*readable, *unreadable]):
+        (make_run(tmp_path / str(number), f"optimizer.lr={number + 1}") / name).write_text(text)
     rows, runs, files = report([tmp_path])
-    assert {run for row in rows for run in row.runs} == {"good", *["bad"] * (status == "done")}
-    assert runs["bad"].status.startswith(status)
+    reported = {"good", *map(str, range(len(readable)))}
+    assert {run for row in rows for run in row.runs} == reported
+    for run in set(runs) - reported:
+        assert runs[run].status.startswith("unreadable: ")
+    assert len(runs) == 1 + len(readable) + len(unreadable)
     assert all(path.is_file() for path in files)
-    assert "<dd>unreadable: " in (tmp_path / "report/report.html").read_text() or status == "done"
+    assert (tmp_path / "report/report.html").read_text().count("<dd>unreadable: ") == len(unreadable)
 
 
 def test_interpolations_in_a_run_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,10 +281,9 @@ def test_the_command_prints_the_table_without_torch(tmp_path: Path) -> None:
         "import sys; sys.argv = ['report', sys.argv[1]]; from src import report; report.main();"
         "print('torch' in sys.modules)"
     )
-    done = run_command("-c", code, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "90.00 %" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
+    output = run_well("-c", code, str(tmp_path))
+    assert "90.00 %" in output
+    assert output.splitlines()[-1] == "False"
     done = run_command("-m", "src.report", str(tmp_path / "nowhere"))
     assert (done.returncode, done.stderr.startswith("error: there is no folder")) == (1, True)
 

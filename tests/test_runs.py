@@ -226,12 +226,6 @@ def test_interpolations_in_a_run_folder_stay_text(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "'os.system' under 'data'": {"data": {"_target_": "os.system"}},
-    "'subprocess.Popen' under 'callbacks.x'": {"callbacks": {"x": {"_target_": "subprocess.Popen"}}},
-    "'torch.hub.load' under 'model.network'": {"model": {"network": {"_target_": "torch.hub.load"}}},
-    "'src.data.files.ensure_files' under 'data.limit'": {
-        "data": {"limit": {"_target_": "src.data.files.ensure_files"}}
-    },
     "'torch.nn.Linear' under 'optimizer'; that is refused, for it is no torch.optim.Optimizer": {
         "optimizer": {"_target_": "torch.nn.Linear"}
     },
@@ -246,7 +240,6 @@ REFUSED = {
     },
     "{'a': 1} under 'data'": {"data": {"_target_": {"a": 1}}},
     "an interpolation under 'tags'": {"tags": ["${oc.env:HOME}"]},
-    "an interpolation under 'model.loss'": {"model": {"loss": "${oc.create:{_target_:torch.load}}"}},
 }
 
 
@@ -264,16 +257,6 @@ def test_a_package_of_ones_own_is_trusted_once_it_is_named_and_parts_of_src_are_
     check_config(network, ["tests"])
     check_config({"model": {"_target_": "src.modules.googlenet.GoogLeNetClassifier"}})
     assert trusted_packages(["tests"]) - trusted_packages() == {"tests"}
-
-
-def test_a_sent_run_that_asks_for_more_is_refused(run: Path) -> None:
-    for path in run.glob("checkpoints/*.ckpt"):
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint["config"]["model"]["loss"] = {"_target_": "os.mkdir", "path": str(run / "hacked")}
-        torch.save(checkpoint, path)
-    with pytest.raises(RunError, match=r"'os\.mkdir' under 'model\.loss'"):
-        _ = open_run(run).model
-    assert not (run / "hacked").exists()
 
 
 def test_a_run_that_was_moved_leads_its_paths_to_where_it_is(run: Path) -> None:

@@ -48,15 +48,16 @@ def test_dirac_filters_hand_their_input_on() -> None:
         assert not torch.allclose(first(x)[:, 24:32], x[:, :8])
 
 
-def test_whitened_patches_have_unit_covariance_and_come_with_both_signs() -> None:
-    images = torch.randn(40, 3, 16, 16)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_patches_have_unit_covariance_and_come_with_both_signs(channels: int) -> None:
+    images, size = torch.randn(40, channels, 16, 16), 4 * channels  # of a patch
     images = images + 2 * images.roll(1, 3) + images.mean(1, keepdim=True)  # correlated in space and colour
-    network = SpeedrunNet((8, 8, 8))
+    network = SpeedrunNet((8, 8, 8), channels=channels)
     network.whiten(images, epsilon=1e-9)
-    out = network.whitening(images)  # (40, 24, 15, 15)
-    rows = out.transpose(0, 1).flatten(1)[:12]
-    assert torch.allclose(rows @ rows.T / rows.shape[1], torch.eye(12), atol=1e-3)
-    assert torch.equal(out[:, :12], -out[:, 12:])
+    out = network.whitening(images)  # (40, 2 size, 15, 15)
+    rows = out.transpose(0, 1).flatten(1)[:size]
+    assert torch.allclose(rows @ rows.T / rows.shape[1], torch.eye(size), atol=1e-3)
+    assert torch.equal(out[:, :size], -out[:, size:])
     assert not any(p.requires_grad for p in network.whitening.parameters())
 
 

@@ -21,7 +21,7 @@ from src.runs.folder import CONF, events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
-from tests.conftest import DATASETS, QUICK, ROOT, SILENT, composed, needs_cifar10, slow_if_alike, train_here
+from tests.conftest import DATASETS, FEW, QUICK, ROOT, SILENT, composed, needs_cifar10, slow_if_alike, train_here
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_without_a_validation_set_the_last_epoch_is_tested(config, tmp_path: Pat
 
 
 def test_bfloat16_mixed_precision_gives_nearly_the_losses_of_32_bits(config) -> None:
-    full, half = (train(config(*QUICK, *SILENT, *more))[0] for more in ([], ["trainer.precision=bf16-mixed"]))
+    full, half = (train(config(*QUICK, *FEW, *SILENT, *more))[0] for more in ([], ["trainer.precision=bf16-mixed"]))
     assert 0 < abs(full["test/loss"] - half["test/loss"]) < 0.05
 
 
@@ -249,8 +249,8 @@ def test_the_seconds_of_a_run_are_those_that_passed(config) -> None:
 
 def test_the_precision_is_decided_once(config, monkeypatch) -> None:
     monkeypatch.setattr("src.callbacks.processor.fastest_precision", lambda: "bf16-mixed")
-    few = [option for option in QUICK if "precision" not in option]
-    _, objects, folder = train_here(config(*few, *SILENT, "trainer.max_epochs=1"))
+    few = [option for option in (*QUICK, *FEW) if "precision" not in option]
+    _, objects, folder = train_here(config(*few, *SILENT, "test=false"))
     assert objects["trainer"].precision == "bf16-mixed"
     assert resumed_config(str(folder))["trainer"]["precision"] == "bf16-mixed"
 

@@ -212,11 +212,12 @@ def test_the_last_layer_of_ones_own_network_may_differ_once_it_says_which_that_i
     def own(classes: int) -> nn.Module:
         return nn.Sequential(OrderedDict(body=nn.Linear(2, 2), last=nn.Linear(2, classes)))
 
-    network = own(3)
+    network, other = own(3), own(5)
     with pytest.raises(ValueError, match=r'the network says which that is: give it .* head = \("fc",\)'):
-        load_weights(network, given(own(5).state_dict()))
-    network.head = ("last",)
-    assert load_weights(network, given(own(5).state_dict())) == ["last.weight", "last.bias"]
+        load_weights(network, given(other.state_dict()))
+    for network.head in (("last",), "last"):
+        assert load_weights(network, given(other.state_dict())) == ["last.weight", "last.bias"]
+    assert torch.equal(network.body.weight, other.body.weight)
 
     class Named(nn.Module):
         def __init__(self, classes: int) -> None:
@@ -263,19 +264,3 @@ def test_without_timms_weights_there_is_one_message(tmp_path: Path, monkeypatch:
     plain = TimmNetwork("resnet10t", options={"pretrained_cfg_overlay": {"hf_hub_id": None, "url": None}})
     with pytest.raises(ValueError, match="timm has none that fit resnet10t"):
         read_weights("pretrained", plain)
-
-
-@pytest.mark.parametrize("name", ["head", "fc"])
-def test_the_head_of_ones_own_network_may_be_the_layer_of_that_name_or_one_name(name: str) -> None:
-    def network(classes: int) -> nn.Module:
-        made = nn.Module()
-        made.body = nn.Linear(3, 4)
-        setattr(made, name, nn.Linear(4, classes))
-        if name != "head":
-            made.head = name
-        return made
-
-    source, target = network(2), network(5)
-    fresh = load_weights(target, Weights("source", source.state_dict(), None, None))
-    assert fresh == [f"{name}.weight", f"{name}.bias"]
-    assert torch.equal(target.body.weight, source.body.weight)

@@ -19,7 +19,6 @@ from src.data.decode import square
 from src.data.folder import ImageFolder
 from src.errors import explain
 from src.predict import predict
-from src.report import report
 from src.runs.folder import write_whole
 from src.runs.run import load_checkpoint
 from tests.conftest import QUICK, SILENT, composed, run_command
@@ -124,25 +123,6 @@ def test_a_pipe_among_the_images_is_not_waited_for(run: Path, tmp_path: Path) ->
     os.mkfifo(run / "results2.json")
     options = [f"run={run}", f"input={tmp_path}/images", f"paths.output_dir={tmp_path}/out"]
     assert predict(composed(*options, name="predict"))[0]["images"] == 1
-
-
-MALFORMED = {
-    "results.json": ["", "{", "[]", '{"metrics": 3}', '{"status": "done", "metrics": {"a": "b"}, "best": 5}'],
-    ".hydra/config.yaml": ["", "[1", "- 1", "\x00"],
-    "csv/metrics.csv": ["epoch\n\x00\n", "a,b\n1,2,3,4\n", "epoch,step,val/acc\nx,y,z\n"],
-    ".hydra/hydra.yaml": ["hydra: 3", "[]", "{"],
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_report_of_a_malformed_record_names_it_or_does_without(name: str, run: Path, tmp_path: Path) -> None:
-    for number, content in enumerate(MALFORMED[name]):
-        shutil.copytree(run, tmp_path / f"runs/{number}")
-        (tmp_path / f"runs/{number}" / name).write_text(content)
-    shutil.copytree(run, tmp_path / "runs/good")
-    _, runs, _ = report([tmp_path / "runs"], tmp_path / "report")
-    assert runs["good"].status == "done"
-    assert len(runs) == 1 + len(MALFORMED[name])
 
 
 def test_an_evaluation_goes_into_a_folder_that_is_new(run: Path, tmp_path: Path) -> None:
