@@ -15,7 +15,7 @@ from src.evaluation.metrics import measure
 from src.predict import predict
 from src.runs.folder import RunError
 from src.runs.run import open_run
-from tests.conftest import composed, run_command
+from tests.conftest import composed, run_well
 from tests.test_eval import evaluated
 
 
@@ -173,7 +173,6 @@ def test_dividing_logits_changes_no_order() -> None:
 def test_two_processes_fit_what_one_does(run: Path) -> None:
     found = []
     for more in ([], ["trainer=ddp_cpu"]):
-        done = run_command("-m", "src.eval", f"run={run}", "calibrate=true", *more)
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.eval", f"run={run}", "calibrate=true", *more)
         found.append(json.loads((run / "calibration.json").read_text()))
     assert found[0] == found[1]

@@ -13,7 +13,7 @@ from src.evaluation.intervals import deviations, wilson
 from src.report import paired, report
 from src.runs.folder import RunError, write_csv
 from src.runs.table import overview
-from tests.conftest import run_command
+from tests.conftest import run_well
 from tests.test_report import make_run
 
 
@@ -204,11 +204,10 @@ def test_the_command_prints_the_pairs_and_the_classes(folder: Path) -> None:
     results = json.loads((folder / "d/results.json").read_text())
     (folder / "d/results.json").write_text(json.dumps({**results, "status": "trained"}))
     code = "import sys; from src import report; report.main(); print('torch' in sys.modules)"
-    done = run_command("-c", f"import sys; sys.argv = ['report', 'compare', {str(folder)!r}]; {code}")
-    assert done.returncode == 0, done.stderr
-    assert "12.00 % (" in done.stdout
-    assert f"unfinished: {folder / 'd'}" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
+    output = run_well("-c", f"import sys; sys.argv = ['report', 'compare', {str(folder)!r}]; {code}")
+    assert "12.00 % (" in output
+    assert f"unfinished: {folder / 'd'}" in output
+    assert output.splitlines()[-1] == "False"
 
 
 def test_the_report_tells_what_the_images_explain_from_what_the_seeds_do(folder: Path) -> None:

@@ -20,7 +20,7 @@ from src.runs.folder import RunError
 from src.runs.record import read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
-from tests.conftest import QUICK, SILENT, composed, run_command, train_here
+from tests.conftest import QUICK, SILENT, composed, run_well, train_here
 
 Compose = Callable[..., DictConfig]
 
@@ -91,14 +91,13 @@ def test_without_callbacks_the_last_epoch_is_tested_and_no_checkpoint_is_kept(co
 
 def test_both_switched_off_on_the_command_line_end_in_a_table(tmp_path: Path) -> None:
     off = ["logger=none", "callbacks=null", "scheduler=none", "seed=null", f"paths.log_dir={tmp_path}"]
-    done = run_command("-m", "src.train", *QUICK, *off)
-    assert done.returncode == 0, done.stderr
+    output = run_well("-m", "src.train", *QUICK, *off)
     (folder,) = (tmp_path / "train/runs").glob("*_tinyvgg_digits")
     results = read_results(folder)
-    assert f"seed={results['seed']} was drawn" in done.stdout
-    assert "parameters, 2 epochs" in done.stdout
-    assert "acc" in done.stdout.partition("parameters, 2 epochs")[2]
-    assert "tensorboard" not in done.stdout
+    assert f"seed={results['seed']} was drawn" in output
+    assert "parameters, 2 epochs" in output
+    assert "acc" in output.partition("parameters, 2 epochs")[2]
+    assert "tensorboard" not in output
 
 
 def test_a_drawn_seed_is_recorded_and_repeats_the_run(config: Compose) -> None:
@@ -174,8 +173,7 @@ def test_spawned_processes_give_the_results_that_launched_ones_give(tmp_path: Pa
     for strategy in ("ddp", "ddp_spawn"):
         folder = tmp_path / strategy
         more = [*QUICK[:3], "trainer=ddp_cpu", f"trainer.strategy={strategy}", "trainer.max_epochs=2"]
-        done = run_command("-m", "src.train", *more, *SILENT, f"hydra.run.dir={folder}")
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.train", *more, *SILENT, f"hydra.run.dir={folder}")
         results[strategy] = json.loads((folder / "results.json").read_text())
         rows[strategy] = open_run(folder).metrics
     launched, spawned = results.values()

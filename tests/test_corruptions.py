@@ -21,7 +21,7 @@ from src.evaluation.corruptions import ALL, CORRUPTIONS, GROUPS, Corruption, blu
 from src.evaluation.corruptions.draws import Draws
 from src.runs.run import open_run
 from src.studies.corruptions import Corruptions
-from tests.conftest import run_command
+from tests.conftest import run_well
 from tests.test_eval import evaluated
 
 RNG = np.random.default_rng(0)
@@ -421,7 +421,6 @@ def test_two_processes_corrupt_the_images_that_one_does(run: Path) -> None:
     written = []
     for more in (["data.batch_size=50"], ["trainer=ddp_cpu"]):
         options = ["corruptions=shot_noise,elastic_transform", "data.limit=333", *more]
-        done = run_command("-m", "src.eval", f"run={run}", *options)
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.eval", f"run={run}", *options)
         written.append((run / "corruptions_limit333.csv").read_bytes())
     assert written[0] == written[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import SILENT, run_command
+from tests.conftest import SILENT, run_well
 
 # 1,437 digits to train on: 1,300 of them, 137 to validate, 360 to test; the last two are odd for the batches.
 # SGD at a low rate: a faster training makes much of a difference in the last bit.
@@ -27,8 +27,7 @@ def test_two_processes_reach_the_metrics_of_one_on_the_same_global_batches(tmp_p
         "one": ["trainer=cpu", "trainer.precision=32-true", "data.batch_size=32"],
         "two": ["trainer=ddp_cpu", "data.batch_size=16"],
     }.items():
-        done = run_command("-m", "src.train", *ARGUMENTS, *arguments, f"hydra.run.dir={tmp_path}/{name}")
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.train", *ARGUMENTS, *arguments, f"hydra.run.dir={tmp_path}/{name}")
         results[name] = json.loads((tmp_path / name / "results.json").read_text())
     one, two = (results[name]["metrics"] for name in ("one", "two"))
     for name in one:

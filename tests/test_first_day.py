@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.runs.record import read_results
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_well
 
 GUIDE = (ROOT / "notebooks/first_day.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL))
@@ -52,9 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_all(commands: list[str], project: Path) -> str:
     driver = project / "driver.py"
     driver.write_text(DRIVER)
-    done = run_command(str(driver), cwd=project, project=project, input="\n".join(commands))
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return run_well(str(driver), cwd=project, project=project, input="\n".join(commands))
 
 
 def commands_of(section: str) -> list[str]:

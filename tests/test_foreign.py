@@ -12,7 +12,7 @@ from lightning import LightningModule
 from src.report import report
 from src.runs.record import read_results
 from src.runs.run import open_run
-from tests.conftest import QUICK, run_command
+from tests.conftest import QUICK, run_well
 from tests.warm import Command
 
 
@@ -48,9 +48,8 @@ def test_it_goes_through_training_kill_resume_opening_and_report(tmp_path: Path)
     process.wait()
     assert not read_results(folder)
 
-    done = run_command("-m", "src.train", f"resume={folder}", "trainer.max_epochs=4", "trusted=[tests]")
-    assert done.returncode == 0, done.stderr
-    assert "score" in done.stdout.partition("parameters, 4 epochs")[2]
+    output = run_well("-m", "src.train", f"resume={folder}", "trainer.max_epochs=4", "trusted=[tests]")
+    assert "score" in output.partition("parameters, 4 epochs")[2]
     best = read_results(folder)["best"]
     assert (best["metric"], best["mode"]) == ("train/score", "max")
 

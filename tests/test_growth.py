@@ -12,7 +12,7 @@ import pytest
 from lightning import Callback
 from torch.utils.data import Dataset
 
-from tests.conftest import QUICK, SILENT, run_command
+from tests.conftest import QUICK, SILENT, run_well
 
 MEGABYTE = 2**20
 
@@ -53,14 +53,12 @@ def test_memory_and_open_files_are_flat_over_thirty_epochs(tmp_path: Path, data:
         more += ["data.source._target_=tests.test_growth.Squares"]
     if data == "shards":
         pytest.importorskip("litdata", reason="litdata is an optional extra: pip install -e .[shards]")
-        done = run_command("-m", "src.shards", "data=digits", f"out={tmp_path}/shards")
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.shards", "data=digits", f"out={tmp_path}/shards")
         # as if it were a storage, so that files are fetched, kept and let go
         more += [f"data.root=local:{tmp_path}/shards", f"data.cache_dir={tmp_path}/cache", "data.image_size=32"]
     watch = ["+callbacks.watch._target_=tests.test_growth.Watch", f"+callbacks.watch.path={tmp_path}/seen"]
     options = [*QUICK, *SILENT, "data.limit=500", "trainer.max_epochs=30", f"hydra.run.dir={tmp_path}/run"]
-    done = run_command("-m", "src.train", f"data={data}", *options, *more, *watch, timeout=800)
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", f"data={data}", *options, *more, *watch, timeout=800)
     memory, files, threads = np.array([json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]).T
     assert len(memory) == 30
     early, late = memory[5:15].max(), memory[15:].max()

@@ -8,7 +8,7 @@ import pytest
 from src import cli
 from src.runs.record import read_results
 from src.train import main
-from tests.conftest import QUICK, SILENT, run_command
+from tests.conftest import QUICK, SILENT, run_command, run_well
 
 MISTAKES = {
     "model=vgg61": "there is no model=vgg61: did you mean vgg1",
@@ -102,8 +102,7 @@ def test_what_is_wrong_is_told_before_torch_is_loaded_and_leaves_no_folder(
     ],
 )
 def test_what_was_trained_is_no_mistake_afterwards(words: list[str], best: int | None, tmp_path: Path) -> None:
-    done = run_command("-m", "src.train", *QUICK, *SILENT, *words, f"hydra.run.dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *QUICK, *SILENT, *words, f"hydra.run.dir={tmp_path}")
     results = read_results(tmp_path)
     assert (results["status"], results["epochs"]) == ("done", 2)
     assert (results["best"] or {"epoch": None})["epoch"] == best

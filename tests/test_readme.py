@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src.runs.values import check_values
-from tests.conftest import QUICK, ROOT, SILENT, TRIED, composed, run_command
+from tests.conftest import QUICK, ROOT, SILENT, TRIED, composed, run_well
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -55,8 +55,7 @@ def test_train_resume_evaluate_predict_export_and_report_work_one_after_another(
         if "RUN_A" in command:
             (first,) = (tmp_path / "logs/train/runs").glob("2*")
             command = [{"RUN_A": str(first), "RUN_B": "second"}.get(word, word) for word in command]
-        done = run_command(*command, cwd=tmp_path, cold=most is None)
-        assert done.returncode == 0, (command, done.stderr)
+        run_well(*command, cwd=tmp_path, cold=most is None)
     (run,) = (tmp_path / "logs/train/runs").glob("2*")
     assert (run / "predictions.csv").is_file()
     assert list((run / "figures").glob("*.png"))

@@ -20,7 +20,7 @@ from src.data.folder import ImageFolder, ImageNet
 from src.data.listing import Files
 from src.data.samplers import Loader, TrainLoader
 from src.data.streaming import ReadError, random_box
-from tests.conftest import QUICK, SILENT, run_command, train_here
+from tests.conftest import QUICK, SILENT, run_well, train_here
 
 SIDE = 16
 CLASSES = ["a", "b", "c"]
@@ -238,11 +238,9 @@ def test_a_streamed_run_stopped_in_mid_epoch_goes_on_to_the_same_weights(root, t
     for name, workers, first in (("whole", 0, 10), ("stopped", 2, 7)):  # 6 steps an epoch
         options = [*arguments, f"data.num_workers={workers}", f"paths.log_dir={tmp_path}/{name}"]
         run = tmp_path / name / "run"
-        done = run_command("-m", "src.train", *options, f"trainer.max_steps={first}", f"hydra.run.dir={run}")
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.train", *options, f"trainer.max_steps={first}", f"hydra.run.dir={run}")
         if first < 10:
-            done = run_command("-m", "src.train", f"resume={run}", "trainer.max_steps=10")
-            assert done.returncode == 0, done.stderr
+            run_well("-m", "src.train", f"resume={run}", "trainer.max_steps=10")
         weights[name] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(weights["whole"][key], weights["stopped"][key]) for key in weights["whole"])
 

@@ -12,7 +12,7 @@ from statistics import median
 
 from src.runs.record import read_metrics
 from tests.benchmarks.table import Row, Setting
-from tests.conftest import run_command
+from tests.conftest import run_well
 from tests.test_launcher import Standin
 
 JOBS = 10
@@ -68,8 +68,7 @@ def _search(seed: int, pruner: str) -> tuple[int, float]:
     """Epochs that the jobs ran, and the best value."""
     logs = Path(tempfile.mkdtemp(prefix="bench"))
     own = [f"hydra.sweeper.seed={seed}", f"hydra/sweeper/pruner={pruner}", f"paths.log_dir={logs}"]
-    done = run_command(*SEARCH, *own, timeout=1800)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_well(*SEARCH, *own, timeout=1800)
     (path,) = logs.glob("train/multiruns/*/study.json")
     study = json.loads(path.read_text())
     epochs = sum(len(read_metrics(metrics.parent.parent)) for metrics in path.parent.glob("*/csv/metrics.csv"))

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from src.runs.folder import LAST
 from src.runs.record import read_metrics, read_results
 from src.runs.run import load_checkpoint, open_run
-from tests.conftest import QUICK, SILENT, run_command
+from tests.conftest import QUICK, SILENT, run_well
 from tests.test_growth import MEGABYTE
 from tests.warm import Command
 
@@ -54,8 +54,7 @@ def test_a_thousand_epochs_grow_nothing(tmp_path: Path) -> None:
         "callbacks.early_stopping=null",
         f"hydra.run.dir={tmp_path}/run",
     ]
-    done = run_command("-m", "src.train", *options, *SILENT, *watch, timeout=1000)
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *options, *SILENT, *watch, timeout=1000)
     memory, files, threads = np.array([json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]).T
     assert len(read_metrics(tmp_path / "run")) == len(memory) == 1000
     assert memory[800:].max() - memory[100:200].max() < 16 * MEGABYTE, memory[::50].tolist()
@@ -68,10 +67,8 @@ def test_many_images_and_many_classes_are_trained_on_and_evaluated(images: int, 
     sources = [*noise("source", images, classes), *noise("test_source", images // 10, classes)]
     options = ["data=dataset", *sources, "data.image_size=16", "data.batch_size=1000", "data.augment.crop=null"]
     network = ["model.network.hidden_units=4", "trainer=cpu", "trainer.max_epochs=1", "data.val_size=0.1"]
-    done = run_command("-m", "src.train", *options, *network, f"hydra.run.dir={tmp_path}/run", timeout=600)
-    assert done.returncode == 0, done.stderr
-    done = run_command("-m", "src.eval", f"run={tmp_path}/run", "trusted=[tests]", timeout=600)
-    assert done.returncode == 0, done.stderr
+    run_well("-m", "src.train", *options, *network, f"hydra.run.dir={tmp_path}/run", timeout=600)
+    run_well("-m", "src.eval", f"run={tmp_path}/run", "trusted=[tests]", timeout=600)
     frame = open_run(tmp_path / "run", trusted=["tests"]).predictions
     assert len(frame) == images // 10
     assert len(frame.filter(like="p_").columns) == classes
