@@ -439,8 +439,3 @@ def test_broken_images_are_named_and_left_out_on_request(root, decoded, content)
     assert set(decoded) == {"broken.jpg"}
     assert [data.size(split) for split in ("train", "val")] == [data.class_counts().sum(), 0]
     assert data.size("train") + data.size("test") == 30
-
-
-def test_a_test_size_that_leaves_nothing_is_refused(root):
-    with pytest.raises(ValueError, match=r"data\.test_size=0 of 30 training images"):
-        ready(root, test_size=0)

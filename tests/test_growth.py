@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lightning import Callback
+from PIL import Image
 from torch.utils.data import Dataset
 
 from tests.conftest import QUICK, SILENT, run_well
@@ -28,7 +30,7 @@ class Squares(Dataset):
 
 
 class Watch(Callback):
-    """Writes, at the end of every epoch, the memory in bytes, open files and threads of the process."""
+    """Writes, at the end of every epoch, the memory in bytes, the most that a worker had, open files and threads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -37,6 +39,7 @@ class Watch(Callback):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         seen = [
             pages * os.sysconf("SC_PAGE_SIZE"),
+            1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
             len(os.listdir("/proc/self/fd")),
             len(os.listdir("/proc/self/task")),
         ]
@@ -44,13 +47,26 @@ class Watch(Callback):
             file.write(json.dumps(seen) + "\n")
 
 
+def seen_by_watch(path: Path) -> np.ndarray:
+    """What a `Watch` wrote: a row for each of its numbers, a column for each epoch."""
+    return np.array([json.loads(line) for line in path.read_text().splitlines()]).T
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("data", ["digits", "dataset", "shards"])
+@pytest.mark.parametrize("data", ["digits", "dataset", "folder", "shards"])
 def test_memory_and_open_files_are_flat_over_thirty_epochs(tmp_path: Path, data: str) -> None:
-    more = {"digits": [], "dataset": ["data.mode=stream", "data.num_workers=2"], "shards": ["data.num_workers=2"]}[data]
+    more = [] if data == "digits" else ["data.num_workers=2"]
     if data == "dataset":
-        more += ["data.source._target_=tests.test_growth.Squares"]
+        more += ["data.mode=stream", "data.source._target_=tests.test_growth.Squares"]
+    if data == "folder":
+        squares = Squares()
+        for number in range(len(squares)):
+            pixels, label = squares[number]
+            (tmp_path / f"images/{label}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"images/{label}/{number}.png")
+        more += ["data.mode=stream", f"data.root={tmp_path}/images", f"data.cache_dir={tmp_path}/cache"]
+        more += ["data.image_size=32"]
     if data == "shards":
         pytest.importorskip("litdata", reason="litdata is an optional extra: pip install -e .[shards]")
         run_well("-m", "src.shards", "data=digits", f"out={tmp_path}/shards")
@@ -59,9 +75,10 @@ def test_memory_and_open_files_are_flat_over_thirty_epochs(tmp_path: Path, data:
     watch = ["+callbacks.watch._target_=tests.test_growth.Watch", f"+callbacks.watch.path={tmp_path}/seen"]
     options = [*QUICK, *SILENT, "data.limit=500", "trainer.max_epochs=30", f"hydra.run.dir={tmp_path}/run"]
     run_well("-m", "src.train", f"data={data}", *options, *more, *watch, timeout=800)
-    memory, files, threads = np.array([json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]).T
+    memory, workers, files, threads = seen_by_watch(tmp_path / "seen")
     assert len(memory) == 30
     early, late = memory[5:15].max(), memory[15:].max()
     assert late - early < 8 * MEGABYTE, memory.tolist()
+    assert workers[-1] - workers[5] < 8 * MEGABYTE, workers.tolist()
     for counts in (files, threads):  # the fewest: those of a worker that is just ending come and go
         assert counts[15:].min() == counts[5:15].min(), counts.tolist()

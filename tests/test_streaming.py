@@ -2,15 +2,12 @@
 
 import os
 import re
-import resource
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -20,7 +17,7 @@ from src.data.folder import ImageFolder, ImageNet
 from src.data.listing import Files
 from src.data.samplers import Loader, TrainLoader
 from src.data.streaming import ReadError, random_box
-from tests.conftest import QUICK, SILENT, run_well, train_here
+from tests.conftest import QUICK, SILENT, train_here
 
 SIDE = 16
 CLASSES = ["a", "b", "c"]
@@ -221,30 +218,6 @@ def test_what_is_evaluated_is_never_cut_at_random(root, split):
     assert torch.equal(images, together(data.test_dataloader())[0])
 
 
-@pytest.mark.slow
-def test_a_streamed_run_stopped_in_mid_epoch_goes_on_to_the_same_weights(root, tmp_path):
-    arguments = [
-        *("data=folder", f"data.root={root}", "data.mode=stream", "data.image_size=16", "data.batch_size=8"),
-        *(
-            "model.network.hidden_units=4",
-            "trainer=cpu",
-            "trainer.precision=32-true",
-            "test=false",
-            *SILENT,
-            "scheduler=none",
-        ),
-    ]
-    weights = {}
-    for name, workers, first in (("whole", 0, 10), ("stopped", 2, 7)):  # 6 steps an epoch
-        options = [*arguments, f"data.num_workers={workers}", f"paths.log_dir={tmp_path}/{name}"]
-        run = tmp_path / name / "run"
-        run_well("-m", "src.train", *options, f"trainer.max_steps={first}", f"hydra.run.dir={run}")
-        if first < 10:
-            run_well("-m", "src.train", f"resume={run}", "trainer.max_steps=10")
-        weights[name] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(weights["whole"][key], weights["stopped"][key]) for key in weights["whole"])
-
-
 # Which mode, and its numbers
 
 
@@ -261,39 +234,6 @@ def test_auto_streams_what_takes_much_decoded_and_says_so(root, monkeypatch, cap
     assert (data.num_workers > 0) == streams
     assert f"{options.get('limit', 60)} images" in line
     assert ("streamed" if streams else "held in memory") in line
-
-
-class Watch(Callback):
-    """Notes the memory and the open files of this process after each epoch."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        self.seen.append((int(status["RssAnon"].split()[0]), peak, len(os.listdir("/proc/self/fd"))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["memory", "stream"])
-def test_memory_and_open_files_are_flat_over_thirty_epochs(root, config, mode):
-    watch = "+callbacks.watch._target_=tests.test_streaming.Watch"
-    small = [option for option in QUICK if not option.startswith(("data.", "trainer.max_epochs"))]
-    options = [
-        f"data.root={root}",
-        f"data.mode={mode}",
-        "data.batch_size=8",
-        f"data.num_workers={2 * (mode == 'stream')}",
-    ]
-    cfg = config("data=folder", *small, *SILENT, *options, watch, "trainer.max_epochs=30", "trusted=[tests]")
-    _, objects, _ = train_here(cfg)
-    seen = next(callback.seen for callback in objects["callbacks"] if isinstance(callback, Watch))
-    anonymous, children, files = zip(*seen, strict=True)
-    assert len(seen) == 30
-    assert max(anonymous[5:]) - anonymous[4] < 8_000, "KB"
-    assert children[-1] - children[4] < 8_000, "KB"
-    assert max(files[5:]) <= max(files[:5])
 
 
 # What breaks

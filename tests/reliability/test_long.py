@@ -16,7 +16,7 @@ from src.runs.folder import LAST
 from src.runs.record import read_metrics, read_results
 from src.runs.run import load_checkpoint, open_run
 from tests.conftest import QUICK, SILENT, run_well
-from tests.test_growth import MEGABYTE
+from tests.test_growth import MEGABYTE, seen_by_watch
 from tests.warm import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.tried("long")]
@@ -55,7 +55,7 @@ def test_a_thousand_epochs_grow_nothing(tmp_path: Path) -> None:
         f"hydra.run.dir={tmp_path}/run",
     ]
     run_well("-m", "src.train", *options, *SILENT, *watch, timeout=1000)
-    memory, files, threads = np.array([json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]).T
+    memory, _, files, threads = seen_by_watch(tmp_path / "seen")
     assert len(read_metrics(tmp_path / "run")) == len(memory) == 1000
     assert memory[800:].max() - memory[100:200].max() < 16 * MEGABYTE, memory[::50].tolist()
     assert files[5:].max() == files[5:].min()
