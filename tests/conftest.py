@@ -6,7 +6,6 @@ import base64
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -240,8 +239,3 @@ def serving(folder: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-def hear_interrupts() -> None:
-    """For `preexec_fn`: a shell's background process ignores Ctrl-C, and so do its children, unless told."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

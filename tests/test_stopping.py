@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from src.sweeps import read_jobs
-from tests.conftest import ROOT, SILENT, assert_equal_runs, hear_interrupts, run_well
+from tests.conftest import ROOT, SILENT, assert_equal_runs, run_well
 from tests.test_resume import NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.tried("signals")]
@@ -36,7 +36,9 @@ def start() -> Iterator[Start]:
         options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
         env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", *arguments]
-        options |= {"env": env | environment, "start_new_session": True, "preexec_fn": hear_interrupts}
+        # A shell's background process ignores Ctrl-C, and so do its children, unless told.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        options |= {"env": env | environment, "start_new_session": True}
         sessions.append(subprocess.Popen(command, **options))
         return sessions[-1]
 
