@@ -150,6 +150,22 @@ def test_an_image_with_exif_orientation_stands_upright(tmp_path):
     assert pixels[:, 10:].max() < 55
 
 
+@pytest.mark.parametrize(("place", "byte", "turned"), [(17, 0x00, True), (31, 0x07, False)], ids=["a tag", "its own"])
+def test_an_image_with_damaged_exif_is_read_and_upright_where_its_orientation_is_there(tmp_path, place, byte, turned):
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8] = 255
+    exif, path = Image.Exif(), tmp_path / "image.jpg"
+    exif[0x0112], exif[0x010E] = 6, "abc"
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"Exif") + place] = byte
+    path.write_bytes(damaged)
+    pixels = decode(path, 16)
+    pixels = pixels if turned else pixels.swapaxes(1, 2)
+    assert pixels[:, :6].min() > 200
+    assert pixels[:, 10:].max() < 55
+
+
 def test_transparent_pixels_show_white(tmp_path):
     Image.new("RGBA", (9, 9), (200, 0, 0, 0)).save(tmp_path / "image.png")
     assert (decode(tmp_path / "image.png", 8) == 255).all()

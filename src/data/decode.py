@@ -6,10 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as TF
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
+UPRIGHT = {  # by EXIF's orientation; ImageOps.exif_transpose writes the EXIF anew, and fails where it is damaged
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # an image's height and width -> top, left, height and width to cut
 Box = Callable[[int, int], tuple[int, int, int, int]]
 
@@ -44,13 +53,15 @@ def square(image: Image.Image, side: int, channels: int, box: Box | None = None)
     Raises:
         ValueError: grey values of another range.
     """
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    width, height = image.size[::-1] if orientation > 4 else image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     top, left, tall, wide = (box or _centre)(height, width)
     # a JPEG may be decoded smaller, which is quicker, but its box to no less than twice the side
     shrink = max(min(tall, wide) // (2 * side), 1)
     image.draft("L" if channels == 1 else None, (-(-image.width // shrink), -(-image.height // shrink)))
-    image = _plain(ImageOps.exif_transpose(image) if orientation > 1 else image, "RGB" if channels == 3 else "L")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    image = _plain(image, "RGB" if channels == 3 else "L")
     x, y = image.width / width, image.height / height
     cut = image.crop((round(left * x), round(top * y), round((left + wide) * x), round((top + tall) * y)))
     pixels = torch.from_numpy(np.array(cut)).view(cut.height, cut.width, channels)
