@@ -269,6 +269,14 @@ def test_a_broken_image_is_left_out_of_training_and_counts_for_nothing_elsewhere
     assert (len(images), int((labels < 0).sum()), int(images[labels < 0].sum())) == (30, 1, 0)
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+def test_a_broken_image_is_left_out_of_the_mean_and_the_deviation_in_both_modes(broken):
+    options = {"val_size": 0, "mean": None, "broken": "skip"}
+    memory, stream = (ready(broken, mode=mode, **options) for mode in ("memory", "stream"))
+    assert (memory.size("train"), stream.size("train")) == (29, 30)
+    assert (stream.mean, stream.std) == (memory.mean, memory.std)
+
+
 def test_a_pipe_in_the_place_of_an_image_hangs_nobody(broken):
     data = ready(broken, val_size=0)
     name = data._sets["train"].images.name(int(data._sets["train"].rows[0]))

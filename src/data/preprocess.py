@@ -68,7 +68,9 @@ def measure_statistics(data: Any, channels: int = 3, most: int = 10_000) -> tupl
     """Mean and deviation per channel of images in 0..1, from at most `most` evenly spaced images of a data set."""
     counts = torch.zeros(channels, 256, dtype=torch.float64)
     for chosen in torch.arange(0, len(data), math.ceil(len(data) / most)).split(256):
-        for channel, values in enumerate(data.__getitems__(chosen.tolist())[0].cpu().transpose(0, 1)):
+        images, labels, *_ = data.__getitems__(chosen.tolist())
+        readable = labels.view(len(labels), -1)[:, 0] >= 0  # the others are black
+        for channel, values in enumerate(images[readable].cpu().transpose(0, 1)):
             counts[channel] += torch.bincount(values.flatten(), minlength=256)
     level, share = torch.arange(256) / 255.0, counts / counts.sum(1, keepdim=True)
     mean = share @ level.double()
