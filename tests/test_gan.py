@@ -352,6 +352,17 @@ def test_an_evaluation_compares_samples_with_real_images(trained, trained_run: P
     assert json.loads((folder / "evaluation.json").read_text())["metrics"] == metrics
 
 
+@pytest.mark.slow
+def test_grey_samples_are_judged_by_a_classifier_of_grey_images(tmp_path: Path) -> None:
+    judge = ["data.image_size=16", "data.limit=200", "trainer.max_epochs=1", "trainer=cpu", "trainer.precision=32-true"]
+    for name, options in {"gan": SMALL, "judge": judge}.items():
+        given = [*options, *SILENT, "test=false", "data.channels=1", f"hydra.run.dir={tmp_path / name}"]
+        done = run_command("-m", "src.train", *given)
+        assert done.returncode == 0, done.stderr
+    metrics, _ = evaluated(f"run={tmp_path / 'gan'}", f"features={tmp_path / 'judge'}")
+    assert 0 <= metrics["test/cas"] <= 1
+
+
 # The distances
 
 

@@ -62,7 +62,8 @@ class Samples:
         options |= {"callbacks": [Processor()], "logger": False, "enable_checkpointing": False}
         trainer, model = build(evaluation.run.config.trainer, **options), build_model(judged)
         datamodule, real = build(judged.data), build(judged.data)
-        sampled = {"train": ImageSet(samples, labels, torch.arange(len(labels)), datamodule.needs_index)}
+        place = torch.arange(len(labels)), datamodule.needs_index, datamodule.channels
+        sampled = {"train": ImageSet(samples, labels, *place)}
         datamodule.load_sets = lambda part: sampled
         real.eval_split = evaluation.cfg.split
         trainer.fit(model, datamodule)
