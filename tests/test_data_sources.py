@@ -1,5 +1,6 @@
 """Data sets of other libraries and of one's own, by name: what their items may be, splits, and reopening their runs."""
 
+import inspect
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from src.data.augment import RandomCrop, RandomHorizontalFlip
-from src.data.catalogue import NAMES, HuggingFace, Torchvision, _parameters
+from src.data.catalogue import LACKS, NAMES, HuggingFace, Torchvision
 from src.data.source import MapDataset
 from src.export import _deployed
 from src.predict import predict
@@ -266,15 +267,23 @@ def test_sources_that_name_their_classes_otherwise_are_refused():
 # torchvision's
 
 
-def test_every_listed_set_of_torchvision_is_there_and_takes_its_split():
+def parameters(kind):
+    """The names of the arguments that a class takes; where it hands on others, also those of its base."""
+    names = set()
+    for each in (each for each in kind.__mro__ if "__init__" in vars(each)):
+        found = inspect.signature(each.__init__).parameters
+        names |= set(found)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in found.values()):
+            break
+    return names
+
+
+def test_every_listed_set_of_torchvision_is_there_and_takes_its_split_and_what_it_is_not_said_to_lack():
     for name, splits in NAMES.items():
-        kind = getattr(datasets, name)
-        accepted = _parameters(kind)
-        keyword = "train" if splits[0] is True else "split"
-        assert splits[0] is None or keyword in accepted, name
-        assert "root" in accepted or name == "FakeData", name
-    assert {"root", "train", "download", "split"} <= _parameters(datasets.EMNIST)
-    assert "download" not in _parameters(datasets.ImageNet)
+        accepted = parameters(getattr(datasets, name))
+        keyword = "train" if splits["train"] is True else "split"
+        assert splits["train"] is None or keyword in accepted, name
+        assert {"root", "download"} - accepted == LACKS.get(name, set()), name
 
 
 def torchvision_set(root, stage=None, **options):

@@ -357,7 +357,7 @@ def listed(root):
         patch.setattr(listing.os, "walk", lambda *place, **how: looked.append(place) or walk(*place, **how))
         found = listing.open_listing(root, root.parent / "cache/kept")
     names = {split: [files.name(row) for row in range(len(files))] for split, files in found.splits.items()}
-    return (found.classes, names, [files.all_labels().tolist() for files in found.splits.values()]), bool(looked)
+    return (found.classes, names, [files.labels.tolist() for files in found.splits.values()]), bool(looked)
 
 
 def test_a_second_start_looks_at_the_folders_alone_until_one_changes(root):

@@ -94,7 +94,7 @@ def test_the_shards_of_a_folder_hold_its_images_and_splits(images, written, mode
 
 
 def test_images_are_in_random_order_so_that_a_chunk_has_all_classes(written):
-    labels = ready(written).source("train").targets
+    labels = ready(written).sources["train"].targets
     assert all(len(set(labels[i : i + 10])) == 3 for i in range(0, 120, 10))
 
 
@@ -176,7 +176,7 @@ def shown(data, epoch=0, done=0):
 @pytest.mark.parametrize("done", [0, 7])
 def test_the_batches_of_an_epoch_and_of_its_rest_are_the_same_with_any_number_of_workers(written, done):
     data = ready(written)
-    assert len(data.source("train").ends) > WINDOW
+    assert len(data.sources["train"].ends) > WINDOW
     whole = shown(data, epoch=1)
     assert len(whole) == 24
     seen = Counter(image.numpy().tobytes() for images, _ in whole for image in images)

@@ -1,7 +1,6 @@
 """Data sets by name: torchvision's, and those in the format of Hugging Face's `datasets`."""
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +12,20 @@ from torchvision import datasets
 from src.data.files import given_up_when_stalled
 from src.data.source import SourceDataModule
 
-# What torchvision calls the splits to train, validate and test on; None carves them from the training images.
-SPLITS: dict[str, tuple[Any, Any, Any]] = {
-    "CIFAR10 CIFAR100 EMNIST FashionMNIST KMNIST MNIST QMNIST USPS": (True, None, False),
-    "FER2013 Food101 GTSRB STL10 StanfordCars SVHN": ("train", None, "test"),
-    "DTD FGVCAircraft Flowers102 PCAM RenderedSST2": ("train", "val", "test"),
-    "CelebA Country211": ("train", "valid", "test"),
-    "CLEVRClassification ImageNet Imagenette": ("train", None, "val"),
-    "OxfordIIITPet": ("trainval", None, "test"),
-    "Places365": ("train-standard", None, "val"),
-    "Caltech101 Caltech256 EuroSAT FakeData INaturalist Omniglot SEMEION SUN397": (None, None, None),
+# What torchvision calls the splits; those that are not here are carved from the training images.
+SPLITS: dict[str, dict[str, Any]] = {
+    "CIFAR10 CIFAR100 EMNIST FashionMNIST KMNIST MNIST QMNIST USPS": {"train": True, "test": False},
+    "FER2013 Food101 GTSRB STL10 StanfordCars SVHN": {"train": "train", "test": "test"},
+    "DTD FGVCAircraft Flowers102 PCAM RenderedSST2": {"train": "train", "val": "val", "test": "test"},
+    "CelebA Country211": {"train": "train", "val": "valid", "test": "test"},
+    "CLEVRClassification ImageNet Imagenette": {"train": "train", "test": "val"},
+    "OxfordIIITPet": {"train": "trainval", "test": "test"},
+    "Places365": {"train": "train-standard", "test": "val"},
+    "Caltech101 Caltech256 EuroSAT FakeData INaturalist Omniglot SEMEION SUN397": {"train": None},
 }
 NAMES = {name: splits for names, splits in SPLITS.items() for name in names.split()}
+# Arguments of the others that these do not take.
+LACKS = {"FER2013": {"download"}, "ImageNet": {"download"}, "FakeData": {"download", "root"}}
 
 
 class Torchvision(SourceDataModule):
@@ -51,30 +52,26 @@ class Torchvision(SourceDataModule):
                 f"data.name={name}: torchvision has no such images with classes; choose {', '.join(near)}."
             )
         self.kind, self.download, self.options = getattr(datasets, name), download, dict(options or {})
-        self.splits = dict(zip(("train", "val", "test"), NAMES[name], strict=True))
+        self.splits = NAMES[name]
         self.keyword = {bool: "train", str: "split"}.get(type(self.splits["train"]))
         if ours := [key for key in self.options if key in ("root", "download", self.keyword)]:
             raise ValueError(f"data.options={self.options}: {', '.join(ours)} is set here; leave it out.")
-        self.sources: dict[str, Any] = {}
 
     def fetch(self) -> None:
-        for split in self.splits:
-            self.source(split)
+        _ = self.sources  # which opens them
 
-    def source(self, split: str) -> Any:
-        if split not in self.sources:
-            carved = split != "train" and self.splits[split] is None
-            self.sources[split] = None if carved else self._open(split)
-        return self.sources[split]
+    @cached_property
+    def sources(self) -> dict[str, Any]:
+        return {split: self._open(theirs) for split, theirs in self.splits.items()}
 
-    def _open(self, split: str) -> Any:
-        name, accepted, ours = self.kind.__name__, _parameters(self.kind), {"root": str(self.root)}
-        ours |= {self.keyword: self.splits[split]} if self.keyword else {}
+    def _open(self, split: str | bool | None) -> Any:
+        name = self.kind.__name__
         for download in (False, True) if self.download else (False,):  # a download first hashes all that is there
-            given = {**ours, "download": download}
+            ours = {"root": str(self.root), "download": download, self.keyword: split}
+            taken = {key: ours[key] for key in ours.keys() - LACKS.get(name, set()) if key is not None}
             try:
                 with given_up_when_stalled():
-                    return self.kind(**self.options, **{key: given[key] for key in given.keys() & accepted})
+                    return self.kind(**self.options, **taken)
             except TypeError as error:
                 raise ValueError(f"torchvision's {name} does not take data.options={self.options}: {error}.") from error
             except (RuntimeError, OSError) as error:
@@ -83,17 +80,6 @@ class Torchvision(SourceDataModule):
             f"torchvision's {name} is not in {self.root.resolve()}, and not to be had with "
             f"data.download={str(self.download).lower()}: {problem}"
         ) from problem
-
-
-def _parameters(kind: type) -> set[str]:
-    """The names of the arguments that a class takes; where it hands on others, also those of its base."""
-    names: set[str] = set()
-    for each in (each for each in kind.__mro__ if "__init__" in vars(each)):
-        found = inspect.signature(each.__init__).parameters  # type: ignore[misc]
-        names |= set(found)
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in found.values()):
-            break
-    return names
 
 
 class HuggingFace(SourceDataModule):
@@ -129,14 +115,10 @@ class HuggingFace(SourceDataModule):
         self.image_column, self.label_column = image_column, label_column
 
     def fetch(self) -> None:
-        self.source("train")
-
-    def source(self, split: str) -> Any:
-        names = ("validation", "valid", "val", "dev") if split == "val" else (split,)
-        return next((self._tables[name] for name in names if name in self._tables), None)
+        _ = self.sources  # which opens them
 
     @cached_property
-    def _tables(self) -> dict[str, "Table"]:
+    def sources(self) -> dict[str, "Table"]:
         try:
             from datasets import config, load_dataset, load_from_disk
         except ModuleNotFoundError as error:
@@ -156,7 +138,8 @@ class HuggingFace(SourceDataModule):
             raise ValueError(f"data.name={self.place} has the splits {', '.join(splits)}, but no train.")
         image = self._column(splits["train"].features, "image_column", "Image")
         label = self._column(splits["train"].features, "label_column", "ClassLabel")
-        return {split: Table(table, image, label) for split, table in splits.items()}
+        ours = {"train": "train", "dev": "val", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+        return {ours[name]: Table(splits[name], image, label) for name in ours if name in splits}  # the last one counts
 
     def _column(self, features: Mapping[str, Any], option: str, kind: str) -> str:
         asked = getattr(self, option)

@@ -64,22 +64,13 @@ class ImageFolder(StreamingDataModule):
             for part in ("train", "test"):
                 self.load_sets(part)
 
-    def load_train(self) -> tuple[Files, Tensor]:
-        return self._load("train")
+    @cached_property
+    def sources(self) -> dict[str, Files]:
+        return self.listing.splits
 
-    def load_val(self) -> tuple[Files, Tensor] | None:
-        return self._load("val") if "val" in self.listing.splits else None
-
-    def load_test(self) -> tuple[Files, Tensor]:
-        return self._load("test")
-
-    @property
-    def has_test(self) -> bool:
-        return "test" in self.listing.splits
-
-    def _load(self, split: str) -> tuple[Files, Tensor]:
+    def load(self, split: str) -> tuple[Files, Tensor]:
         self.classes = self.class_names()
-        return self.listing.splits[split], self.listing.splits[split].all_labels()
+        return self.sources[split], self.sources[split].labels
 
     def class_names(self) -> list[str]:
         """Of the class folders in order."""
@@ -126,9 +117,7 @@ class ImageFolder(StreamingDataModule):
         decoded, place = cache.images(), found[readable]
         if self.on_device and self.trainer is not None:
             decoded, place = decoded[place].to(self.trainer.strategy.root_device), torch.arange(len(place))
-        all_labels = labels.new_zeros(len(decoded))
-        all_labels[place] = labels[rows[readable]]
-        data = DecodedSet(decoded, all_labels, place, with_index, self.channels)
+        data = DecodedSet(decoded, labels[readable], place, with_index, self.channels)
         data.files, data.file_rows, data.left_out = images, rows[readable], tuple(broken)
         return data
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from src.data.decode import open_image, printable
+from src.data.memory import LazyImages
 from src.runs.folder import whole, write_json
 
 LAYOUT = "Expected are train/<class>/*.jpg (val/ and test/ beside train/ are optional), or just <class>/*.jpg."
@@ -25,7 +25,7 @@ TICK = 2_000_000_000  # nanoseconds: no file system's clock is coarser
 Folder = tuple[str, int, int]  # path from the root, label, number of images
 
 
-class Files:
+class Files(LazyImages):
     """The images of one split, in the order of their classes.
 
     Args:
@@ -33,12 +33,11 @@ class Files:
         names: (N,) bytes, the names of the files.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, root: Path, folders: Sequence[Folder], names: np.ndarray) -> None:
         self.root, self.names = root, names
-        self.paths, self.labels, self.counts = zip(*folders, strict=True)
-        self.ends = np.cumsum(self.counts)
+        self.paths, labels, counts = zip(*folders, strict=True)
+        self.labels = torch.from_numpy(np.repeat(labels, counts))  # int64 (N,)
+        self.ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,10 +49,6 @@ class Files:
 
     def open(self, row: int) -> Image.Image:
         return open_image(self.name(row))
-
-    def all_labels(self) -> Tensor:
-        """int64 (N,)"""
-        return torch.from_numpy(np.repeat(self.labels, self.counts))
 
 
 class Listing(NamedTuple):
@@ -77,8 +72,7 @@ def open_listing(root: Path, kept: Path, places: Mapping[str, str] = SPLITS) -> 
     """
     header, names = _read(root, kept) or _find(root, kept, places)
     if header["ignored"]:
-        some = f"{header['ignored']}, e.g. {header['example']}"
-        warnings.warn(f"ignored files under {root} that are no images: {some}", stacklevel=2)
+        warnings.warn(f"ignored files under {root} that are no images: {header['ignored']}", stacklevel=2)
     splits, first = {}, 0
     for split, folders in header["splits"].items():
         last = first + sum(count for _, _, count in folders)
@@ -139,8 +133,7 @@ def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, 
         "looked_for": IMG_EXTENSIONS,
         # a change as young as this may not be the last within one tick of the clock: 0 is never found again
         "changed": {os.path.relpath(path, root): then * (then < now - TICK) for path, then in changed.items()},
-        "ignored": len(ignored),
-        "example": min(ignored, default=None),
+        "ignored": f"{len(ignored)}, e.g. {min(ignored)}" if ignored else "",
         "crc": zlib.crc32(all_names),  # type: ignore[arg-type]
     }
     try:

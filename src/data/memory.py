@@ -12,13 +12,19 @@ from torch.utils.data import Dataset
 from src.data.base import ImageDataModule
 
 
+class LazyImages:
+    """Images that are read when they are needed: has a length, `open(row)`, which gives Pillow's, and `name(row)`."""
+
+    device = torch.device("cpu")
+
+
 class ImageSet(Dataset):
     """Images held whole, fetched a batch at a time.
 
     Args:
-        images: uint8 (N, C, H, W), in memory, memory-mapped or on a GPU.
-        labels: int64 (N,), or float (N, K) of zeros and ones.
-        rows: which of them belong to this set, in order. Sets may share `images` without a copy.
+        images: uint8 (R, C, H, W), in memory, memory-mapped or on a GPU. Sets may share them without a copy.
+        labels: of the images of this set, int64 (N,), or float (N, K) of zeros and ones.
+        rows: where each of them lies among `images` (N,).
         with_index: a batch also has its indices.
         channels: of the images of a batch; the one channel of grey images is repeated.
     """
@@ -27,9 +33,9 @@ class ImageSet(Dataset):
     chunks: Tensor | None = None  # (N,) which file each image lies in, where it is read with its neighbours
     epoch: int | None = None  # of the training that its batches are for, which `TrainLoader` sets
 
-    def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool = False, channels: int = 3) -> None:
+    def __init__(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool, channels: int) -> None:
         self.images, self.with_index, self.channels = images, with_index, channels
-        self.rows, self.labels = rows.to(images.device), labels[rows].to(images.device)
+        self.rows, self.labels = rows.to(images.device), labels.to(images.device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +46,9 @@ class ImageSet(Dataset):
         -1 is a black image whose labels are -1.
         """
         index = torch.tensor(indices, dtype=torch.int64, device=self.rows.device)
-        images, labels = self.read(self.rows[index]), self.labels[index]
+        images, labels = self.images.index_select(0, self.rows[index]), self.labels[index]
+        if images.shape[1] != self.channels:
+            images = images.repeat(1, self.channels, 1, 1)
         if min(indices, default=0) < 0:
             images[index < 0], labels[index < 0] = 0, -1
         return (images, labels, index) if self.with_index else (images, labels)
@@ -48,11 +56,6 @@ class ImageSet(Dataset):
     def name(self, index: int) -> str:
         """The path, or the number, of what an image was read from; "" where there is none."""
         return ""
-
-    def read(self, rows: Tensor) -> Tensor:
-        """The images of some rows (B,), uint8 (B, channels, H, W)."""
-        images = self.images.index_select(0, rows)
-        return images if images.shape[1] == self.channels else images.repeat(1, self.channels, 1, 1)
 
 
 class MemoryDataModule(ImageDataModule):
@@ -142,7 +145,7 @@ class MemoryDataModule(ImageDataModule):
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
         rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
-        return self._image_set(images, labels, rows, with_index)
+        return self._image_set(images, labels[rows], rows, with_index)
 
     def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
         return ImageSet(images, labels, rows, with_index, self.channels)
@@ -164,7 +167,8 @@ class MemoryDataModule(ImageDataModule):
         if not isinstance(given, tuple) or len(given) != 2:
             raise ValueError(f"{where} must return (images, labels), not {type(given).__name__}.")
         images, labels = given
-        self._check_images(where, images)
+        if not isinstance(images, LazyImages):
+            check_images(where, images, self.channels)
         labels = checked_labels(where, labels, len(images), self.classes)
         self.multilabel = labels.ndim == 2
         if self.on_device and self.trainer is not None and isinstance(images, Tensor):
@@ -173,9 +177,6 @@ class MemoryDataModule(ImageDataModule):
 
     def _where(self, part: str) -> str:
         return f"{type(self).__name__}.load_{part}"
-
-    def _check_images(self, where: str, images: Any) -> None:
-        check_images(where, images, self.channels)
 
 
 def check_images(where: str, images: Any, channels: int) -> None:

@@ -24,7 +24,6 @@ from src.data.samplers import WINDOW
 from src.data.source import SourceDataModule, as_image
 from src.runs.folder import whole
 
-SPLITS = ("train", "val", "test")
 CHUNK = "64MB"  # of image files, some hundreds: what one request to a storage brings
 
 
@@ -45,17 +44,14 @@ class Shards(SourceDataModule):
         super().__init__(root=root, **{"mode": "stream", **options})
         self.place, self.open = str(root).rstrip("/"), partial(opened, cache_dir=cache_dir, max_cache_size=cache_size)
 
-    def source(self, split: str) -> "Shard | None":
-        return self._shards.get(split)
-
     def load_sets(self, part: str) -> dict[str, Any]:
         sets: dict[str, Any] = super().load_sets(part)
         if part == "train" and self.streams:
-            sets["train"].chunks = self._shards["train"].chunk_of(sets["train"].rows)
+            sets["train"].chunks = self.sources["train"].chunk_of(sets["train"].rows)
         return sets
 
     @cached_property
-    def _shards(self) -> dict[str, "Shard"]:
+    def sources(self) -> dict[str, "Shard"]:
         try:
             try:
                 (written,) = self.open(f"{self.place}/labels")[:]
@@ -157,7 +153,7 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
         raise FileExistsError(f"out={out} is there already; choose a new folder.")
     with whole(out) as folder:
         known = {}
-        for split in SPLITS:
+        for split in ("train", "val", "test"):
             given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
             if given is not None:
                 images, labels = given

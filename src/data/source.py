@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.decode import square
+from src.data.memory import LazyImages
 from src.data.streaming import StreamingDataModule
 
 
 class SourceDataModule(StreamingDataModule):
-    """Base of the data sets that are read item by item. A subclass gives `source`.
+    """Base of the data sets that are read item by item. A subclass gives `sources`, torch Datasets.
 
     Items are (image, label). An image is a PIL image, an image file's bytes, an array (H, W) or (H, W, 3), or a tensor
     (C, H, W); arrays and tensors are uint8 or floats in 0..1. It becomes a square of `resize` (or `image_size`) pixels:
@@ -24,25 +25,8 @@ class SourceDataModule(StreamingDataModule):
     `augment`: what is read into memory is read once.
     """
 
-    def source(self, split: str) -> Any:
-        """The Dataset of "train", "val" or "test"; None carves it from the training images."""
-        raise NotImplementedError
-
-    @property
-    def has_test(self) -> bool:
-        return self.source("test") is not None
-
-    def load_train(self) -> tuple[Any, Tensor]:
-        return self._load("train")
-
-    def load_val(self) -> tuple[Any, Tensor] | None:
-        return None if self.source("val") is None else self._load("val")
-
-    def load_test(self) -> tuple[Any, Tensor]:
-        return self._load("test")
-
-    def _load(self, split: str) -> tuple[Any, Tensor]:
-        where, source = self._where(split), self.source(split)
+    def load(self, split: str) -> tuple[Any, Tensor]:
+        where, source = self._where(split), self.sources[split]
         squares = Squares(source, self.resize or self.image_size, self.channels, where)
         if not len(squares):
             raise ValueError(f"{where}: there are no images.")
@@ -77,7 +61,7 @@ class SourceDataModule(StreamingDataModule):
                 raise ValueError(f"{where}: its classes, {self.classes[:5]}, are not those before, {before[:5]}.")
 
     def _where(self, part: str) -> str:
-        return f"{type(self.source(part)).__name__}, the {part} images"
+        return f"{type(self.sources[part]).__name__}, the {part} images"
 
 
 class MapDataset(SourceDataModule):
@@ -91,20 +75,16 @@ class MapDataset(SourceDataModule):
 
     def __init__(self, *, source: Any, val_source: Any = None, test_source: Any = None, **options: Any) -> None:
         super().__init__(**options)
-        self.sources = {"train": source, "val": val_source, "test": test_source}
-        for split, given in self.sources.items():
-            if given is not None and not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+        given = {"train": source, "val": val_source, "test": test_source}
+        self.sources = {split: each for split, each in given.items() if each is not None}
+        for split, each in self.sources.items():
+            if not (hasattr(each, "__len__") and hasattr(each, "__getitem__")):
                 option = "source" if split == "train" else f"{split}_source"
-                raise ValueError(f"data.{option} is a {type(given).__name__}; it needs __len__ and __getitem__(index).")
-
-    def source(self, split: str) -> Any:
-        return self.sources[split]
+                raise ValueError(f"data.{option} is a {type(each).__name__}; it needs __len__ and __getitem__(index).")
 
 
-class Squares(Dataset):
+class Squares(LazyImages, Dataset):
     """The items of a Dataset, each image as uint8 (1 or 3, side, side): 1 for a grey one, or where `channels` is 1."""
-
-    device = torch.device("cpu")
 
     def __init__(self, source: Any, side: int, channels: int, where: str) -> None:
         self.source, self.side, self.channels, self.where = source, side, channels, where

@@ -5,7 +5,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from multiprocessing import active_children
@@ -38,7 +38,7 @@ class StreamedSet(ImageSet):
     seed, the epoch and its index alone: a RandomResizedCrop that comes first cuts from the whole image.
 
     Args:
-        images: what they are read from: has a length, `open(row)`, which gives Pillow's image, and `name(row)`.
+        images: a `LazyImages`.
         side: of the squares otherwise, in pixels: shorter side resized, centre cut.
         steps: transforms that keep one shape.
         skip: an image that cannot be read is left out, with a warning: it counts as an index of -1, and a training
@@ -56,22 +56,20 @@ class StreamedSet(ImageSet):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         worker = get_worker_info()
         note = self.reading[worker.id].numpy() if worker else np.empty(2, np.int64)
-        read = []
+        black = np.zeros((self.channels, self.side, self.side), np.uint8)
+        read, given = [], []
         for index in indices:
             note[:] = os.getpid(), self.rows[index]
             pixels = self._read(index) if index >= 0 else None
             if pixels is not None or self.epoch is None:
-                read.append((index, pixels))
+                read.append(black if pixels is None else pixels)
+                given.append(-1 if pixels is None else index)
         note[1] = -1
-        black = np.zeros((self.channels, self.side, self.side), np.uint8)
-        shape = next((pixels.shape for _, pixels in read if pixels is not None), black.shape)
-        images = np.empty((len(read), *shape), np.uint8)
-        for i, (_, pixels) in enumerate(read):
-            images[i] = black if pixels is None else pixels
-        given = torch.tensor([index for index, _ in read], dtype=torch.int64)
-        labels = self.labels[given]
-        labels[[pixels is None for _, pixels in read]] = -1
-        return (torch.from_numpy(images), labels, given) if self.with_index else (torch.from_numpy(images), labels)
+        images = torch.from_numpy(np.stack(read) if read else black[None][:0])
+        positions = torch.tensor(given, dtype=torch.int64)
+        labels = self.labels[positions]
+        labels[positions < 0] = -1
+        return (images, labels, positions) if self.with_index else (images, labels)
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
@@ -114,6 +112,8 @@ def random_box(
 class StreamingDataModule(MemoryDataModule):
     """Base of the data sets whose images are held whole, or read when they are needed.
 
+    A subclass gives `sources` and `load`.
+
     Args:
         mode: "memory" reads every image once; "stream" reads the images of a batch when it is fetched.
         test_size: share (float) or number (int) of the training images to test on where there are no test images.
@@ -127,6 +127,28 @@ class StreamingDataModule(MemoryDataModule):
         if mode == "stream" and self.on_device:
             raise ValueError("data.store=device holds all images, and data.mode=stream none; choose one of them.")
         self.mode, self.streams, self.test_size = mode, mode == "stream", test_size
+
+    @cached_property
+    def sources(self) -> Mapping[str, Any]:
+        """What the images of "train", and of "val" and "test" if they are not to be carved from these, come from."""
+        raise NotImplementedError
+
+    def load(self, split: str) -> tuple[Any, Tensor]:
+        """The images of one of `sources`, a tensor or a `LazyImages`, and their labels. Sets `classes`."""
+        raise NotImplementedError
+
+    @property
+    def has_test(self) -> bool:
+        return "test" in self.sources
+
+    def load_train(self) -> tuple[Any, Tensor]:
+        return self.load("train")
+
+    def load_val(self) -> tuple[Any, Tensor] | None:
+        return self.load("val") if "val" in self.sources else None
+
+    def load_test(self) -> tuple[Any, Tensor]:
+        return self.load("test")
 
     @cached_property
     def _steps(self) -> list[Transform]:
@@ -157,10 +179,6 @@ class StreamingDataModule(MemoryDataModule):
         side = self.resize or self.image_size
         given = images, labels, rows, with_index, self.channels
         return StreamedSet(*given, side=side, seed=self.seed, steps=self._steps, skip=self.skips)
-
-    def _check_images(self, where: str, images: Any) -> None:
-        if isinstance(images, Tensor):
-            super()._check_images(where, images)
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a worker read that died."""
