@@ -151,7 +151,7 @@ def test_grey_images_keep_one_channel_until_one_is_not_grey(mode):
 def test_a_stream_takes_the_labels_that_the_source_lists_and_reads_no_image_for_them():
     source = Named()
     data = ready(source, mode="stream", val_size=0, test_source=Pictures(3))
-    assert source.reads == 2  # a look at the first item, and at its label
+    assert source.reads == 4  # a look at the first item, and at the labels of three
     assert shown(data)[1].tolist() == [0, 1, 2] * 10
     assert data.classes == LETTERS
 
@@ -163,8 +163,9 @@ def test_a_stream_takes_the_labels_that_the_source_lists_and_reads_no_image_for_
         {"labels": LETTERS},
         {"labels": None},
         {"targets": [0] * 30, "target_transform": int},
+        {"targets": [index % 6 for index in range(30)]},
     ],
-    ids=["tables", "names", "none", "transformed"],
+    ids=["tables", "names", "none", "transformed", "finer"],
 )
 def test_lists_that_are_not_the_labels_of_the_items_are_left_alone(given):
     source = Pictures()

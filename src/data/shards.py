@@ -44,6 +44,9 @@ class Shards(SourceDataModule):
         super().__init__(root=root, **{"mode": "stream", **options})
         self.place, self.open = str(root).rstrip("/"), partial(opened, cache_dir=cache_dir, max_cache_size=cache_size)
 
+    def given_labels(self, source: Any) -> list[Any]:
+        return source.targets or super().given_labels(source)  # written beside the items, which are not fetched to ask
+
     def load_sets(self, part: str) -> dict[str, Any]:
         sets: dict[str, Any] = super().load_sets(part)
         if part == "train" and self.streams:

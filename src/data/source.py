@@ -32,11 +32,24 @@ class SourceDataModule(StreamingDataModule):
             raise ValueError(f"{where}: there are no images.")
         squares[0]  # what is wrong with all of them is told here, not by a worker
         if self.streams:
-            images, labels = squares, as_labels(where, given_labels(source))
+            images, labels = squares, as_labels(where, self.given_labels(source))
         else:
             images, labels = self._read(squares, where)
         self._name_classes(where, getattr(source, "classes", None), labels)
         return images, labels
+
+    def given_labels(self, source: Any) -> list[Any]:
+        """The labels of a Dataset: its `targets` or `labels`, if three of its items have the same, else all items'.
+
+        The three are the first, the middle and the last, which are of several classes even where these come in order.
+        """
+        some = [(index, source[index][1]) for index in (0, len(source) // 2, len(source) - 1)]
+        for name in ("targets", "labels") if getattr(source, "target_transform", None) is None else ():
+            labels: Any = getattr(source, name, None)
+            listed = labels is not None and len(labels) == len(source)
+            if listed and all(np.array_equal(label, labels[index]) for index, label in some):
+                return list(labels)
+        return [source[index][1] for index in track(range(len(source)), f"reading {len(source):,} labels")]
 
     def _read(self, squares: "Squares", where: str) -> tuple[Any, Tensor]:
         """All images, uint8 (N, 1, S, S) if all are grey, else (N, 3, S, S), and their labels."""
@@ -134,16 +147,6 @@ def as_image(where: str, image: Any) -> Image.Image:
             f"0..1 (leave Normalize out of its transform), not {type(image).__name__} {pixels.dtype} {pixels.shape}."
         )
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-def given_labels(source: Any) -> list[Any]:
-    """The labels of a Dataset: its `targets` or `labels`, if they are what its items say, else those of its items."""
-    first = np.asarray(source[0][1])
-    for name in ("targets", "labels") if getattr(source, "target_transform", None) is None else ():
-        labels = getattr(source, name, None)
-        if labels is not None and len(labels) == len(source) and np.array_equal(first, np.asarray(labels[0])):
-            return list(labels)
-    return [source[index][1] for index in track(range(len(source)), f"reading {len(source):,} labels")]
 
 
 def as_labels(where: str, labels: list[Any]) -> Tensor:
