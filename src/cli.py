@@ -101,7 +101,7 @@ def go_on(given: Given) -> str | None:
         if isinstance(config.get(key), dict) and not value.startswith("{"):
             raise RunError(f"{key}={value} would change a whole section of a saved config; write {key}.KEY=VALUE")
     for key in ("optimizer", "scheduler", "loss", "metrics"):
-        if config["model"].get(key) == config.get(key):
+        if key in config["model"] and config["model"][key] == config.get(key):
             config["model"][key] = f"${{{key}}}"  # so that an override changes both
     own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
     defaults = ["_self_", {"override hydra/job_logging": "run"}]

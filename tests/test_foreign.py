@@ -35,6 +35,7 @@ class Score(LightningModule):
 
 DATA = [option for option in QUICK if not option.startswith("model.")]
 MODEL = ["~model", "+model._target_=tests.test_foreign.Score", "optimized_metric=train/score", "trusted=[tests]"]
+MODEL += ["scheduler=null"]  # which it does not take either
 
 
 def test_it_goes_through_training_kill_resume_opening_and_report(tmp_path: Path) -> None:
