@@ -25,10 +25,11 @@ from typing import Any
 import pandas as pd
 
 from src import cli, errors
+from src.data.official import OFFICIAL
 from src.runs import table as tables
 from src.runs.build import build, compose, mode_of
-from src.runs.folder import CONF, HYDRA, OVERRIDES, find_runs, read_config, read_yaml, write_csv, write_whole
-from src.runs.record import read_metrics, read_numbers, read_results
+from src.runs.folder import CONF, find_runs, read_config, write_csv, write_whole
+from src.runs.record import read_choices, read_metrics, read_numbers, read_overrides, read_results
 from src.runs.rules import RULES
 from src.runs.table import REPEATS, Row, repeated
 from src.runs.values import check_values
@@ -52,8 +53,9 @@ class Record:
     Attributes:
         name: the folder as seen from the one that all runs of the report are in.
         status: done, unfinished, unreadable and why, or how its sweep says that it ended.
-        settings: its whole config, flat, without what is `ASIDE`.
-        differing: its `model`, its `data` and the overrides of its command line, without seed, fold and `ASIDE`.
+        settings: its whole config, flat, without what is `ASIDE`, and the checksum of the test images as `images`.
+        differing: its `model`, its `data` and the overrides of its command line, without seed, fold and `ASIDE`; of a
+            data set that is no official one also `data.root`.
         numbers: those of `read_numbers`, and `best epoch`; None for a run that did not end.
         history: "epoch" and each metric of its training and validation, a row an epoch.
         results: of results.json.
@@ -131,11 +133,16 @@ def read_run(folder: Path, common: Path) -> Record:
         config, results, numbers = read_config(folder), read_results(folder), read_numbers(folder)
         settings = _telling(pd.json_normalize(config).to_dict("records")[0])
         settings |= {"seed": str(results["seed"])} if "seed" in results else {}  # it may have been drawn
-        choices = (read_yaml(folder / HYDRA) or {"hydra": {"runtime": {"choices": {}}}})["hydra"]["runtime"]["choices"]
+        if isinstance(checksums := results.get("data"), dict) and "test" in checksums:
+            settings["images"] = str(checksums["test"])
+        choices = read_choices(folder)
         differing = {key: str(choices.get(key, settings.get(f"{key}._target_", "?"))) for key in ("model", "data")}
-        words = results.get("overrides") or read_yaml(folder / OVERRIDES) or []
-        given = _telling(dict(word.lstrip("+~").partition("=")[::2] for word in words))
-        differing |= {key: value for key, value in repeated(given).items() if key not in ("model", "data")}
+        words = results.get("overrides") or read_overrides(folder)
+        given = dict(word.lstrip("+~").partition("=")[::2] for word in words)
+        told = {key: value for key, value in repeated(_telling(given)).items() if key not in ("model", "data")}
+        if "data.root" in given and settings.get("data._target_", "").rpartition(".")[2] not in OFFICIAL:
+            told["data.root"] = given["data.root"]  # which says what the images are of
+        differing |= told
         if numbers is not None and results.get("best"):
             numbers["best epoch"] = float(results["best"]["epoch"])
         status = "done" if numbers is not None else _ends(folder.parent).get(folder.name, "unfinished")
@@ -167,13 +174,14 @@ def compare(runs: Mapping[str, Record]) -> list[Row]:
     done = [run for run in runs.values() if run.numbers is not None]
     bests = [run.results["best"] for run in done if run.results.get("best")]
     modes = {best["metric"]: best.get("mode") or mode_of(best["metric"]) for best in bests}
-    tested = [run.settings.get("optimized_metric", "").replace("val/", "test/") for run in done]
     rows: list[Row] = []
     for data in sorted({run.differing["data"] for run in done}):
-        alike = [(run.name, run.settings, run.numbers) for run in done if run.differing["data"] == data]
-        found = tables.group(alike, modes)
+        alike = [run for run in done if run.differing["data"] == data]
+        found = tables.group([(run.name, run.settings, run.numbers) for run in alike], modes)
         known = tables.columns(row.metrics for row in found)
-        metric = next((name for name in [*modes, *tested, *tables.measured(found)] if name in known), "")
+        chosen = [run.results["best"]["metric"] for run in alike if run.results.get("best")]
+        tested = [run.settings.get("optimized_metric", "").replace("val/", "test/") for run in alike]
+        metric = next((name for name in [*chosen, *tested, *tables.measured(found)] if name in known), "")
         rows += tables.ranked(found, metric, modes)
     said = [runs[row.runs[0]].differing for row in rows]
     keys = dict.fromkeys(["model", "data", *tables.differing(said)])

@@ -88,8 +88,10 @@ def test_predictions_hold_every_image_in_order_and_their_accuracy_is_what_the_tr
     right = (frame["label"] == frame["prediction"]).mean()
     assert run.results["metrics"]["test/acc"] == pytest.approx(right, abs=1e-6)
     assert frame["image"].tolist() == list(range(len(plain.labels)))
-    assert frame["label"].tolist() == plain.labels.tolist()  # the digits' names are the digits
-    assert frame["prediction"].tolist() == plain.guess.tolist()
+    assert frame["label"].tolist() == [
+        str(label) for label in plain.labels.tolist()
+    ]  # the digits' names are the digits
+    assert frame["prediction"].tolist() == [str(guess) for guess in plain.guess.tolist()]
     np.testing.assert_allclose(frame[[f"p_{digit}" for digit in range(10)]], plain.rows, atol=1e-5)
     np.testing.assert_allclose(frame["confidence"], plain.confidence, atol=1e-5)
     images, _ = plain.objects["datamodule"].examples("test", 360)

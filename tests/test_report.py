@@ -85,11 +85,32 @@ def test_the_folds_of_a_sweep_are_one_row_beside_a_run_on_all_images(tmp_path: P
     assert [*frame.columns[:4]] == ["model", "data", "folds", "fold"]
 
 
+def test_runs_on_other_images_are_no_repeats_wherever_the_images_lie(tmp_path: Path) -> None:
+    for i, (root, images) in enumerate([("/birds", "ab"), ("/flowers", "cd"), ("/moved/birds", "ab")]):
+        folder = make_run(tmp_path / str(i), f"seed={i}", "data=folder", f"data.root={root}")
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**results, "data": {"test": images}}))
+    rows = rows_of(tmp_path)
+    assert [row.runs for row in rows] == [["0", "2"], ["1"]]
+    assert [row.differing["data.root"] for row in rows] == ["/birds", "/flowers"]
+
+
 def test_what_is_no_difference_between_configurations(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=0", "paths.log_dir=x", task_name="one", logger={"wandb": {}})
     make_run(tmp_path / "b", "seed=1", "optimizer.lr=0.1", task_name="two")
     (row,) = rows_of(tmp_path)
     assert row.differing == {"model": "vgg11", "data": "digits"}, "a place, a watcher, a default written out"
+
+
+def test_the_best_row_of_a_data_set_is_the_one_by_the_metric_of_its_own_runs(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", "data=cifar10")
+    for name, loss, acc in (("a", 0.9, 0.95), ("b", 0.1, 0.5)):
+        folder = make_run(tmp_path / name, f"optimizer.lr={loss}", "data=stl10")
+        results = json.loads((folder / "results.json").read_text())
+        results["best"] |= {"metric": "val/loss", "mode": "min", "value": loss}
+        results["metrics"] |= {"val/loss": loss, "val/acc": acc}
+        (folder / "results.json").write_text(json.dumps(results))
+    assert [row.runs for row in rows_of(tmp_path)] == [["0"], ["b"], ["a"]]
 
 
 def test_differences_the_seeds_do_not_support_are_marked_within_a_data_set(tmp_path: Path) -> None:

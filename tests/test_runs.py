@@ -23,10 +23,11 @@ from src.runs.folder import (
     removed_unless_started,
     starts_again,
     whole,
+    write_csv,
     write_whole,
 )
-from src.runs.record import _overrides, read_metrics, read_numbers, read_results, restore_csv
-from src.runs.run import load_checkpoint, open_run, resumed_config, saved_config
+from src.runs.record import read_metrics, read_numbers, read_overrides, read_results, restore_csv
+from src.runs.run import Run, load_checkpoint, open_run, resumed_config, saved_config
 from src.runs.trust import check_config, trusted_packages
 
 
@@ -179,10 +180,22 @@ def test_numbers_are_those_of_a_run_that_ended_and_of_the_checkpoint_it_keeps(tm
     record["best"] = {"metric": "val/acc", "value": 0.8}
     write_whole(tmp_path / "results.json", json.dumps(record))
     assert read_numbers(tmp_path) == {"val/acc": 0.8, "test/acc": 0.6, "epochs": 3, "seconds": 1.5}
-    for text, complaint in (("{", "is no JSON file"), ("[1]", "is no record of a run"), ('{"a": 1}', "has no metrics")):
+    for text, complaint in (
+        ("{", "is no JSON file"),
+        ("[" * 100_000, "is no JSON file"),
+        ("[1]", "is no record of a run"),
+        ('{"a": 1}', "has no metrics"),
+    ):
         write_whole(tmp_path / "results.json", text)
         with pytest.raises(RunError, match=complaint):
             read_results(tmp_path)
+
+
+def test_predictions_name_the_classes_as_the_run_does(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": [0, 1], "label": ["NA", "01"], "prediction": ["NA", "1"], "confidence": [0.5, 0.75]})
+    frame = frame.assign(brightness=0.25, p_NA=[0.5, 0.125], p_01=0.125, p_1=[0.375, 0.75])
+    write_csv(tmp_path / "predictions.csv", frame)
+    pd.testing.assert_frame_equal(Run(tmp_path).predictions, frame)
 
 
 def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path) -> None:
@@ -219,7 +232,7 @@ def test_a_new_column_in_the_curves_comes_whole_or_not_at_all(tmp_path: Path, mo
 
 def test_interpolations_in_a_run_folder_stay_text(tmp_path: Path) -> None:
     write_whole(tmp_path / ".hydra/overrides.yaml", "- a=${oc.env:HOME}\n- 'b=${data.num_classes}'\n")
-    assert _overrides(tmp_path) == ["a=${oc.env:HOME}", "b=${data.num_classes}"]
+    assert read_overrides(tmp_path) == ["a=${oc.env:HOME}", "b=${data.num_classes}"]
     write_whole(tmp_path / "broken.yaml", "a: [1\n")
     with pytest.raises(RunError, match=r"broken\.yaml is no YAML"):
         read_yaml(tmp_path / "broken.yaml")

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
+def read_answers(folder: Path, name: str = PREDICTIONS, complete: bool = False) -> pd.DataFrame:
     """Of each image the label, the prediction, its confidence and the brightness, as a table of predictions has them.
 
-    `attrs["classes"]` of the frame are the names of the classes in order.
+    `attrs["classes"]` of the frame are the names of the classes in order; if `complete` it has all columns.
 
     Raises:
         RunError: there is no such file, or one of another kind.
@@ -27,7 +27,7 @@ def read_answers(folder: Path, name: str = PREDICTIONS) -> pd.DataFrame:
     kinds: Any = {"label": str, "prediction": str}  # a class may be called 1, or NA
     kinds |= {"confidence": float, "brightness": float}
     try:
-        frame = read_csv(path, usecols=list(kinds), dtype=kinds, na_filter=False)
+        frame = read_csv(path, usecols=None if complete else list(kinds), dtype=kinds, na_filter=False)
         names = [name[2:] for name in read_csv(path, nrows=0).columns if name.startswith("p_")]
         frame.attrs["classes"] = list(dict.fromkeys([*names, *frame["label"], *frame["prediction"]]))
     except ValueError as error:  # of which pandas' ParserError is one

@@ -46,7 +46,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     try:
         results = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is no JSON file: {error}") from error
     if not isinstance(results, dict) or (results and not isinstance(results.get("metrics"), dict)):
         raise RunError(f"{path} is no record of a run: it has no metrics")
@@ -117,6 +117,17 @@ def restore_csv(loggers: list[Any], folder: Path, checkpoint: dict[str, Any], go
             logger.save()
 
 
+def read_choices(folder: Path) -> dict[str, str]:
+    """What a run chose of each group of configs; empty where that is on no record."""
+    hydra = (read_yaml(folder / HYDRA) or {}).get("hydra") or {}
+    return hydra.get("runtime", {}).get("choices", {})
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """The overrides of a run's command line, of all its starts."""
+    return list(read_yaml(folder / OVERRIDES) or [])
+
+
 def keep_overrides(cfg: DictConfig, folder: Path) -> None:
     """Adds the overrides of a resumed run to those of its start, and to its config, which is otherwise as it was."""
     import yaml
@@ -136,7 +147,7 @@ def keep_overrides(cfg: DictConfig, folder: Path) -> None:
                 break
             old, new = old[name], new[name]
         old[last] = new.get(last)
-    write_whole(folder / OVERRIDES, yaml.safe_dump([*_overrides(folder), *more]))
+    write_whole(folder / OVERRIDES, yaml.safe_dump([*read_overrides(folder), *more]))
     write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
@@ -176,8 +187,8 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "parameters": sum(p.numel() for p in objects["model"].parameters()),
         "seed": cfg.seed,
         "tags": list(cfg.tags or []),
-        "overrides": _overrides(folder),
-        "command": shlex.join(["python", *entry_point(), *_overrides(folder)]),
+        "overrides": read_overrides(folder),
+        "command": shlex.join(["python", *entry_point(), *read_overrides(folder)]),
         "device": _device(trainer),
         "precision": trainer.precision,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
@@ -225,10 +236,6 @@ def _best(checkpoint_callback: Any, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _overrides(folder: Path) -> list[str]:
-    return list(read_yaml(folder / OVERRIDES) or [])
-
-
 def _utilisation(throughput: Any, world_size: int) -> dict[str, float | None]:
     """The speed of matrix products, and the share of it that the network's FLOPs needed; None where not known."""
     if throughput is None or 0 in (throughput.flops, throughput.peak):
@@ -268,7 +275,7 @@ def _hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     import pandas as pd
     from omegaconf import OmegaConf
 
-    choices = ((read_yaml(folder / HYDRA) or {}).get("hydra") or {}).get("runtime", {}).get("choices", {})
+    choices = read_choices(folder)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     sections = {name: dict(plain.get(name) or {}) for name in ("optimizer", "scheduler", "data", "model")}
     for section, name in itertools.product(sections.values(), ("optimizer", "scheduler", "root", "mirror", "download")):

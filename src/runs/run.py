@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.runs.build import build, build_model, register_resolvers
-from src.runs.evaluated import read_temperature
-from src.runs.folder import CHECKPOINTS, LAST, LOGS, PREDICTIONS, RunError, find_run, moved, read_csv
+from src.runs.evaluated import read_answers, read_temperature
+from src.runs.folder import CHECKPOINTS, LAST, LOGS, RunError, find_run, moved
 from src.runs.record import read_metrics, read_results
 from src.runs.trust import PREPROCESS, check_config, check_links, check_places, walk
 
@@ -254,10 +254,7 @@ class Run:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """`predictions.csv` as `python -m src.eval` writes it: label, prediction and probabilities of each image."""
-        path = self.folder / PREDICTIONS
-        if not path.is_file():
-            raise RunError(f"{self.folder} has no {PREDICTIONS} yet: python -m src.eval run={self.folder}")
-        return read_csv(path)
+        return read_answers(self.folder, complete=True)
 
 
 def open_run(name: str | Path | None, logs: str | Path = LOGS, trusted: Iterable[str] = ()) -> Run:
