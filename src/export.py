@@ -63,7 +63,8 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
 
     Returns:
         The numbers `bytes`, `max_error` (of the logits, up to the constant that softmax drops, or of a pixel of a GAN),
-        `eager_ms` and `exported_ms` (mean, one image); and the objects: cfg, run, path, deployed.
+        `eager_ms` and `exported_ms` (mean, one image); and the objects: cfg, run, path, deployed,
+        card (the path of the model card), takes and gives (the input and the output in words).
 
     Raises:
         ValueError, RunError, OSError: the config asks for something that cannot be done.
@@ -93,7 +94,8 @@ def export(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if cfg.calibrated and cfg.format == "safetensors":  # the others divide
         gives += f", to be divided by the temperature {run.temperature:.4g}"
     write_whole(card, model_card(run, deployed.core, path, takes, gives))
-    return metrics, {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
+    objects = {"cfg": cfg, "run": run, "path": path, "deployed": deployed, "card": card}
+    return metrics, {**objects, "takes": takes, "gives": gives}
 
 
 def _deployed(run: Run, calibrated: bool = False) -> Deployed:
@@ -149,11 +151,8 @@ def _write_onnx(deployed: Deployed, metadata: dict[str, str], path: Path) -> Fun
     names, inputs = list(deployed.examples), tuple(deployed.examples.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own affairs
-        options: Any = {
-            "input_names": names,
-            "output_names": [deployed.output],
-            "dynamic_shapes": ({0: "batch"},) * len(names),
-        }
+        options: Any = {"input_names": names, "output_names": [deployed.output]}
+        options["dynamic_shapes"] = ({0: "batch"},) * len(names)
         program: Any = torch.onnx.export(deployed.network, inputs, dynamo=True, verbose=False, **options)
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
@@ -216,7 +215,7 @@ def main(cfg: DictConfig) -> None:
     metrics, objects = export(cfg)
     deployed, checkpoint = objects["deployed"], objects["run"].checkpoint_path.stat().st_size
     print(f"{objects['path']}: {metrics['bytes'] / 2**20:.2f} MiB (the checkpoint: {checkpoint / 2**20:.2f} MiB)")
-    print("takes {}, gives {}".format(*_in_words(deployed, cfg.format)))
+    print(f"takes {objects['takes']}, gives {objects['gives']}")
     print(f"model card: {objects['card']}")
     unit = "logit" if deployed.output == "probabilities" else "pixel"
     print(f"largest difference of a {unit} from the checkpoint's: {metrics['max_error']:.1e}")

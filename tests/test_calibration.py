@@ -91,7 +91,7 @@ def test_the_temperature_is_fitted_on_the_validation_images_and_tried_on_the_oth
     assert {run / "calibration.json", run / "figures/reliability_calibrated.png"} <= set(objects["files"])
 
 
-def test_predictions_and_exports_use_it_on_request(calibrated, tmp_path: Path) -> None:
+def test_predictions_and_exports_use_it_on_request(calibrated, tmp_path: Path, capsys) -> None:
     run, *_ = calibrated
     opened = open_run(run)
     opened.datamodule.setup("test")
@@ -114,9 +114,10 @@ def test_predictions_and_exports_use_it_on_request(calibrated, tmp_path: Path) -
     exported = torch.export.load(path, extra_files=told).module()
     torch.testing.assert_close(exported(images), expected, atol=1e-5, rtol=0)
     assert float(told["temperature"]) == temperature
-    options = ["format=safetensors", f"path={tmp_path}/model.safetensors"]
-    card = exporting.export(composed(*given, *options, name="export"))[1]["card"].read_text()
-    assert f"logits, to be divided by the temperature {temperature:.4g}" in card
+    path = tmp_path / "model.safetensors"
+    exporting.main(composed(*given, "format=safetensors", f"path={path}", name="export"))
+    for told in (capsys.readouterr().out, path.with_name("model.safetensors.md").read_text()):
+        assert f"logits, to be divided by the temperature {temperature:.4g}" in told
 
 
 BROKEN = {
