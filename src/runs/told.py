@@ -31,23 +31,22 @@ def print_config(config: dict[str, Any]) -> None:
 
 def print_results(results: dict[str, Any], folder: Path) -> None:
     """One table of the final metrics, then where the run is and how to watch it."""
+    import pandas as pd
     from rich import print as rich_print
-    from rich.table import Table
-    from rich.text import Text
 
-    from src.runs.table import shown
+    from src.runs.table import rich_table, shown
 
-    metrics = results["metrics"]
-    stages = [stage for stage in ("train", "val", "test") if any(name.startswith(f"{stage}/") for name in metrics)]
-    table = Table("", *stages)
-    for name in dict.fromkeys(key.partition("/")[2] for key in metrics if key.partition("/")[0] in stages):
-        values = (metrics.get(f"{stage}/{name}") for stage in stages)
-        table.add_row(Text(name), *("" if value is None else shown(name, value) for value in values))
+    cells: dict[str, dict[str, str]] = {"train": {}, "val": {}, "test": {}}
+    for key, value in results["metrics"].items():
+        stage, _, name = key.partition("/")
+        if stage in cells:
+            cells[stage][name] = shown(name, value)
+    table = pd.DataFrame({stage: of for stage, of in cells.items() if of}).fillna("").rename_axis("").reset_index()
     epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
     used = results["utilisation"]
     share = f", {100 * used:.0f} % of the {results['matmul_gflops']:,.0f} GFLOP/s of a matrix product" if used else ""
     print(f"{results['parameters']:,} parameters, {epochs} in {results['seconds']:.0f} s{share}")
-    rich_print(table)
+    rich_print(rich_table(table))
     if best := results["best"]:
         print(f"best {best['metric']} {shown(best['metric'], best['value'])} in epoch {best['epoch']} ({best['path']})")
     here = from_here(folder)
