@@ -34,11 +34,9 @@ class Writer(ExperimentWriter):
         pass
 
     def save(self) -> None:
-        if not self.metrics:
-            return
         path = Path(self.metrics_file_path)
         self._record_new_keys()
-        if self.columns != self.metrics_keys:
+        if self.metrics and self.columns != self.metrics_keys:
             rows: list[dict[str, Any]] = []
             if self.columns is not None:
                 with path.open(newline="") as file:
@@ -47,8 +45,5 @@ class Writer(ExperimentWriter):
                 table = csv.DictWriter(file, self.metrics_keys)
                 table.writeheader()
                 table.writerows([*rows, *self.metrics])
-            self.columns = list(self.metrics_keys)
-        else:
-            with path.open("a", newline="") as file:
-                csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
-        self.metrics = []
+            self.columns, self.metrics = list(self.metrics_keys), []
+        super().save()  # appends what is left
