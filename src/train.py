@@ -92,7 +92,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     resumes = cfg.resume is not None and (output / LAST).is_file()
     model = build_model(cfg, None if resumes or cfg.ckpt_path is not None else datamodule)
-    drop_watchers(cfg, trainer, validates=datamodule.size("val") > 0 and will_validate(trainer))
+    drop_watchers(cfg, trainer, datamodule)
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     if is_overridden("forward", model):  # which the summary measures
@@ -170,15 +170,13 @@ def check_network(cfg: DictConfig) -> None:
             raise ValueError(f"model.network.{key}={told} must be {its}, as data.{key}: leave it out")
 
 
-def will_validate(trainer: Any) -> bool:
-    """Whether the trainer comes to a validation at all, given images for it."""
-    ends = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    return trainer.limit_val_batches > 0 and (trainer.check_val_every_n_epoch or 1) <= ends
-
-
-def drop_watchers(cfg: DictConfig, trainer: Any, validates: bool) -> None:
+def drop_watchers(cfg: DictConfig, trainer: Any, datamodule: Any) -> None:
     """Takes out what watches a metric that never comes, the last epoch is then what counts; and what lacks a logger."""
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+    ends = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    comes = trainer.limit_val_batches > 0 and (trainer.check_val_every_n_epoch or 1) <= ends
+    validates = comes and datamodule.size("val") > 0
 
     def never_comes(metric: Any) -> bool:
         return metric is None or (str(metric).startswith("val/") and not validates)
