@@ -6,7 +6,6 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from hydra import errors
 from hydra.core.global_hydra import GlobalHydra
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.runs.build import compose
 from src.runs.folder import CONF, RunError
+from src.runs.trust import walk
 
 USER_ERRORS = (
     *(ValueError, FloatingPointError, ImportError, RunError, OSError),
@@ -83,11 +83,6 @@ def all_keys(config_name: str) -> list[str]:
     words = (word for word in sys.argv[1:] if re.fullmatch(r"[^=,]+=[^,]+", word))  # no sweep's
     choices = [word for word in words if (CONF / word.partition("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
-    config = OmegaConf.to_container(compose(config_name, choices))
-
-    def inside(node: Any, prefix: str) -> list[str]:
-        children = node.items() if isinstance(node, dict) else ()
-        return [key for name, child in children for key in (f"{prefix}{name}", *inside(child, f"{prefix}{name}."))]
-
+    places = (place for place, _ in walk(OmegaConf.to_container(compose(config_name, choices))) if place)
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    return list(dict.fromkeys([*groups, *inside(config, "")]))
+    return list(dict.fromkeys([*groups, *places]))
