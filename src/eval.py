@@ -121,14 +121,13 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     from src.evaluation.comparison import other_images
 
     cfg, run, data = evaluation.cfg, evaluation.run, type(evaluation.datamodule).__name__
-    epoch, step = run.checkpoint["epoch"], run.checkpoint["global_step"]
     what = ["none" if own_data else data.lower(), "none" if own_data and cfg.split == "test" else cfg.split]
     now, then = (config["data"] for config in (run.config, run.checkpoint["config"]))
     what += [f"limit{now.get('limit')}" if own_data and now.get("limit") != then.get("limit") else "none"]
     what += [cfg.tta, Path(cfg.ckpt_path or "none").stem]
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)
-    record = {"checkpoint": run.checkpoint_path.name, "epoch": epoch, "data": data, "split": cfg.split, "tta": cfg.tta}
+    record = {**run.origin, "data": data, "split": cfg.split, "tta": cfg.tta}
     record["sha256"] = evaluation.datamodule.digest(cfg.split)
     same = own_data and all(now.get(key) == then.get(key) for key in (*SPLITTING["val"], "mode"))
     trained_beside = run.results.get("data")
@@ -151,7 +150,9 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
         with SummaryWriter(events_folder(output)) as writer:
             for name, figure in evaluation.figures.items():
                 files.append(figures.save(figure, output / f"figures/{name}{suffix}.png"))
-                writer.add_image(f"eval{suffix or '_test'}/{name}", figures.pixels(figure), step, dataformats="HWC")
+                writer.add_image(
+                    f"eval{suffix or '_test'}/{name}", figures.pixels(figure), record["step"], dataformats="HWC"
+                )
     return files
 
 
@@ -159,13 +160,13 @@ def _print(metrics: dict[str, float], objects: dict[str, Any]) -> None:
     import pandas as pd
     from rich import print as rich_print
 
-    values = {}
+    told = {}
     for name, value in metrics.items():
         head, _, tail = name.partition("/acc")
         ends = [metrics[end] for side in ("low", "high") if (end := f"{head}/acc_{side}{tail}") in metrics]
-        values[name] = shown_interval(value, *ends) if ends else shown(name, value)
-    told = [name for name in values if not name.partition("/")[2].startswith(("acc_low", "acc_high"))]
-    frame = pd.DataFrame({"metric": told, "value": [values[name] for name in told]})
+        if not tail.startswith(("_low", "_high")):
+            told[name] = shown_interval(value, *ends) if ends else shown(name, value)
+    frame = pd.DataFrame(told.items(), columns=["metric", "value"])
     rich_print(rich_table(frame, objects["run"].checkpoint_path.name))
     if "per_class" in objects:
         worst = objects["per_class"].sort_values("accuracy").head(20).round(4).astype(str)

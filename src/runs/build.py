@@ -50,15 +50,11 @@ def compose(name: str, overrides: Sequence[str] = (), **options: Any) -> DictCon
 
 def build(node: Any, **objects: Any) -> Any:
     """The object that a config node describes; the one call of Hydra's `instantiate`."""
-    import hydra.utils
-
     return hydra.utils.instantiate(node, _convert_="all", **objects, **unchecked("_execution_whitelist_"))
 
 
 def unchecked(option: str) -> dict[str, Any]:
     """Hydra 1.4 asks what a config may call: all that the user's own says; a saved one has passed `check_config`."""
-    import hydra.utils
-
     return {option: hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS} if NEXT else {}  # type: ignore[attr-defined]
 
 

@@ -103,11 +103,11 @@ def _data(rows: Sequence[Row], results: Mapping[Any, Mapping[str, Any]]) -> pd.D
 
 
 def _software(done: Sequence[Mapping[str, Any]]) -> str:
-    versions: dict[str, dict[str, None]] = {}
-    for each in done:
-        for name, version in {**(each.get("versions") or {}), "commit": each.get("git_commit")}.items():
-            versions.setdefault(name, {})[str(version)] = None
-    lines = [f"- {name}: {', '.join(found)}\n" for name, found in versions.items()]
+    import pandas as pd
+
+    frame = pd.DataFrame([{**(each.get("versions") or {}), "commit": each.get("git_commit")} for each in done])
+    frame = frame.fillna("not recorded").astype(str)
+    lines = [f"- {name}: {', '.join(frame[name].unique())}\n" for name in frame]
     return "".join(lines) + "\nA commit with + had files that differ from it.\n"
 
 
@@ -142,9 +142,8 @@ def model_card(run: Run, network: nn.Module, file: Path, takes: str, gives: str)
             "commit": results.get("git_commit"),
             "versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
         }
-    lines = [f"# {type(network).__name__} on {data}\n", *(f"- **{k}**: {v}" for k, v in facts.items() if v is not None)]
-    lines += ["", "## Measured", ""]
+    told = [f"- **{name}**: {value}" for name, value in facts.items() if value is not None]
     measured = {**results.get("metrics", {}), **read_evaluation(run.folder, run.checkpoint_path.name)}
-    lines += [f"- {name}: {shown(name, value)}" for name, value in measured.items() if name.startswith("test/")]
-    lines += [] if any(name.startswith("test/") for name in measured) else ["Nothing on test images: see `src.eval`."]
-    return "\n".join(lines) + "\n"
+    tested = [f"- {name}: {shown(name, value)}" for name, value in measured.items() if name.startswith("test/")]
+    tested = tested or ["Nothing on test images: see `src.eval`."]
+    return "\n".join([f"# {type(network).__name__} on {data}\n", *told, "", "## Measured", "", *tested, ""])

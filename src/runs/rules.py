@@ -75,8 +75,6 @@ SEED = whole(0, 2**32 - 1)
 CHANCE, PART, FROM_0, ABOVE_0 = number(0, 1), number(0, 1, without=(1,)), number(0), number(0, without=(0,))
 WORDS = several(TEXT | NUMBER)
 SIDE = whole(1, 10_000)  # pixels
-SIZE = PART | whole(0)  # a share or a number of images
-BATCHES = CHANCE | whole(0)
 
 RULES: dict[str, Rule] = {
     # the entry points
@@ -121,7 +119,7 @@ RULES: dict[str, Rule] = {
     "data.limit data.num_classes model.network.num_classes": whole(1) | NULL,
     "data.channels model.network.channels": choice(1, 3),
     "data.num_workers": whole(0, max(32, 4 * (os.cpu_count() or 1))) | NULL,
-    "data.val_size data.test_size": SIZE,
+    "data.val_size data.test_size": PART | whole(0),  # a share or a number of images
     "data.folds": whole(2, 1000) | NULL,
     "data.fold": whole(0) | NULL,
     "data.store": choice("cpu", "device"),
@@ -216,7 +214,7 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": FROM_0 | NULL,
     "trainer.gradient_clip_algorithm": choice("norm", "value") | NULL,
     "trainer.limit_train_batches eval:trainer.limit_test_batches": number(0, 1, without=(0,)) | whole(1),
-    "trainer.limit_val_batches trainer.limit_test_batches trainer.overfit_batches": BATCHES,
+    "trainer.limit_val_batches trainer.limit_test_batches trainer.overfit_batches": CHANCE | whole(0),
     "trainer.num_sanity_val_steps": whole(-1),
     "trainer.deterministic": FLAG | choice("warn"),
     "trainer.fast_dev_run": FLAG | whole(1),
