@@ -17,6 +17,7 @@ from src.modules.base import Task
 from src.modules.classifier import ImageClassifier
 from src.modules.googlenet import GoogLeNetClassifier
 from src.modules.losses import CrossEntropy
+from src.modules.multilabel import MultiLabelClassifier
 from src.modules.schedules import CosineWithWarmup, Triangle
 from src.networks.googlenet import GoogLeNetOutput
 
@@ -190,16 +191,35 @@ def test_the_auxiliary_loss_is_the_hand_written_sum_and_a_head_of_weight_zero_go
     heads = {"aux1": network.aux1, "aux2": network.aux2}
     module = AtThreeOfFour(network, SGD, aux_weight=weight, aux_decay=decay)
     images, labels = torch.randn(5, 3, 4, 4), torch.randint(7, (5,))
-    loss, logits, extra = module.objective(module(images), labels)
+    step = module.objective(module(images), labels)
     x = network.trunk(images)
     expected = cross_entropy(network.main(x), labels)
-    kept = {}
+    kept = {"acc": (network.main(x).argmax(1) == labels).sum()}
     for (name, head), factor in zip(heads.items(), factors, strict=True):
         assert getattr(network, name) is (head if factor else None)
         if factor:
             head_loss = cross_entropy(head(x), labels)
             expected = expected + factor * head_loss
             kept |= {f"{name}_loss": 5 * head_loss, f"{name}_acc": (head(x).argmax(1) == labels).sum()}
-    assert torch.equal(logits, network.main(x))
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(extra, kept)
+    assert torch.equal(step.output, network.main(x))
+    torch.testing.assert_close(step.loss, expected)
+    torch.testing.assert_close(step.sums, kept)
+
+
+def test_heads_that_the_network_was_built_without_have_no_weight() -> None:
+    network = ThreeHeads()
+    network.aux1 = network.aux2 = None  # type: ignore[assignment]
+    module = GoogLeNetClassifier(network, SGD, aux_weight=0.3)
+    images, labels = torch.randn(5, 3, 4, 4), torch.randint(7, (5,))
+    torch.testing.assert_close(module.step((images, labels), "train").loss, cross_entropy(network(images), labels))
+
+
+def test_what_a_training_step_gives_to_callbacks_has_no_graph() -> None:
+    images, labels = torch.randn(5, 3, 4, 4), torch.randint(7, (5,))
+    several = nn.functional.one_hot(labels, 7).float()
+    for module, batch in (
+        (ImageClassifier(linear(), SGD), (images, labels)), (MultiLabelClassifier(linear(), SGD), (images, several))
+    ):  # fmt: skip
+        given = module.training_step(batch, 0)
+        assert given["loss"].requires_grad
+        assert not given["output"].requires_grad

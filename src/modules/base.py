@@ -51,6 +51,9 @@ class Task(LightningModule):
         compile: compile the network in place with `torch.compile`.
     """
 
+    network: Any
+    metrics: Any
+
     def __init__(
         self,
         network: nn.Module,
@@ -123,8 +126,7 @@ class Task(LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
-            self._check_loss()  # before a checkpoint of this epoch is written
+        self._check_loss()  # before a checkpoint of this epoch is written
 
     def on_train_epoch_end(self) -> None:
         self._check_loss()
@@ -148,15 +150,14 @@ class Task(LightningModule):
 
     def _measured(self, stage: str) -> dict[str, Tensor]:
         """The metrics, a value of several numbers under the names of the classes."""
-        values = self.metrics[stage].compute()  # type: ignore[operator]
-        self.metrics[stage].reset()  # type: ignore[operator]
         measured: dict[str, Tensor] = {}
-        for name, value in values.items():
+        for name, value in self.metrics[stage].compute().items():
             if value.ndim:
                 names = self.trainer.datamodule.classes  # type: ignore[attr-defined]
                 measured |= {f"{name}_{label}": part for label, part in zip(names, value, strict=True)}
             else:
                 measured[name] = value
+        self.metrics[stage].reset()
         return measured
 
     def configure_optimizers(self) -> Any:

@@ -4,7 +4,7 @@ Batches are `(images, labels)`: images float (B, 3, H, W); labels int64 (B,), wh
 image that counts nowhere, or float (B, K) class probabilities after MixUp or CutMix.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,6 @@ from torch import Tensor, nn
 from src.modules.base import Step, Task
 from src.modules.looking import looking_at
 from src.modules.losses import CrossEntropy, counted
-
-
-class Objective(NamedTuple):
-    """What a training step minimises.
-
-    Attributes:
-        loss: the mean over images.
-        logits: (B, K), whose accuracy is logged.
-        sums: of anything else to log, over the images.
-    """
-
-    loss: Tensor
-    logits: Tensor
-    sums: dict[str, Tensor]
 
 
 class ImageClassifier(Task):
@@ -57,7 +43,7 @@ class ImageClassifier(Task):
         if stage == "fit" and (classes := getattr(data, "num_classes", None)) is not None:
             as_here = type(self).step is ImageClassifier.step and type(self).forward is Task.forward
             if as_here and isinstance(self.example_input_array, Tensor):
-                self._try_network(self.example_input_array.to(self.device), classes)
+                self._try_network(self.example_input_array.to(self.device).type(self.dtype), classes)
             labels = torch.zeros(2, dtype=torch.int64, device=self.device)
             value = self.loss(torch.zeros(2, classes, device=self.device), labels)
             if not isinstance(value, Tensor) or value.ndim:
@@ -76,19 +62,17 @@ class ImageClassifier(Task):
         if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
             raise ValueError(f"{takes}; it returned {_described(logits)}.")
         if "val" in self.metrics:
-            metrics: Any = self.metrics["val"]
-            self._update_metrics(metrics.clone(), logits, torch.zeros_like(logits[:, 0]))
+            self._update_metrics(self.metrics["val"].clone(), logits, torch.zeros_like(logits[:, 0]))
 
-    def objective(self, output: Any, labels: Tensor) -> Objective:
-        """What to minimise, of whatever the network returns in training."""
-        return Objective(self.loss(output, labels), output, {})
+    def objective(self, output: Any, labels: Tensor) -> Step:
+        """What to minimise and to log, of whatever the network returns in training."""
+        return Step(self.loss(output, labels), len(labels), {"acc": count_hits(output, labels)}, output.detach())
 
     def step(self, batch: tuple[Tensor, Tensor], stage: str) -> Step:
         images, labels = batch
         output = self(images)
         if stage == "train":
-            loss, logits, sums = self.objective(output, labels)
-            return Step(loss, len(images), {"acc": count_hits(logits, labels), **sums}, logits.detach())
+            return self.objective(output, labels)
         count = counted(labels).sum()
         # One process's last batch can be padding alone: its mean loss is not a number and weighs nothing.
         loss = torch.where(count > 0, self.loss(output, labels), 0.0)
@@ -102,7 +86,6 @@ def _described(value: Any) -> str:
     return f"a tensor {(*value.shape,)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-@torch.no_grad()
 def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """How many of the logits (B, K) are largest at the label (B,), or at the likeliest of the soft labels (B, K)."""
     return (logits.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))).sum()

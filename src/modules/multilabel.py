@@ -36,4 +36,4 @@ class MultiLabelClassifier(Task):
         counts = counted(labels)
         loss = torch.where(counts.any(), self.loss_function(logits, labels), 0.0)  # a batch can be padding alone
         right = ((logits > 0) == (labels > 0.5)).float().mean(dim=1)
-        return Step(loss, counts.sum(), {"acc": (right * counts).sum()}, logits)
+        return Step(loss, counts.sum(), {"acc": (right * counts).sum()}, logits.detach())

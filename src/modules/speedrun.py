@@ -22,5 +22,5 @@ class WhitenedClassifier(ImageClassifier):
         super().setup(stage)
         if stage == "fit" and self.whitening_images:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            images, _ = data.examples("train", min(self.whitening_images, data.size("train")))
-            self.network.whiten(data.preprocess(images))  # type: ignore[operator]
+            images, _ = data.examples("train", self.whitening_images)
+            self.network.whiten(data.preprocess(images))
