@@ -130,3 +130,34 @@ def test_a_module_of_ones_own_without_a_network_is_refused_in_one_message() -> N
 
     with pytest.raises(ValueError, match=r'Foreign does not say which that is: give it .* head = \("fc",\)'):
         Finetune().setup(Trainer(logger=False, accelerator="cpu"), Foreign(), "fit")
+
+
+class Whole(LightningModule):
+    """A LightningModule that is its own network."""
+
+    head = ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(2, 2), nn.Linear(2, 3)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.fc(self.body(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_module_of_ones_own_may_be_the_network_and_is_told_that_it_sets_the_rates_itself() -> None:
+    module, states = Whole(), []
+    loader = DataLoader(TensorDataset(torch.randn(6, 2), torch.arange(6) % 3), 3)
+    for unfreeze_at in (None, 0):
+        states.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, callbacks=[Finetune(unfreeze_at)], logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        with pytest.warns(UserWarning, match=r"backbone_lr=0.1 is left to Whole"):
+            trainer.fit(module, loader)
+    assert changed(*states) == {"fc.weight", "fc.bias"}
+    assert changed(states[1], module.state_dict()) == set(states[0])

@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from src.modules.base import Task
+
 
 class Finetune(Callback):
     """Freezes everything but `network.head` until epoch `unfreeze_at`; None never unfreezes (a linear probe).
@@ -30,16 +32,21 @@ class Finetune(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        network: Any = getattr(pl_module, "network", pl_module)
-        if not head_of(network):
+        self.network: Any = getattr(pl_module, "network", pl_module)
+        if not head_of(self.network):
             raise ValueError(
-                f"callbacks=finetune trains the head first, and {type(network).__name__} does not say which that is: "
-                'give it an attribute, such as head = ("fc",).'
+                f"callbacks=finetune trains the head first, and {type(self.network).__name__} does not say which that "
+                'is: give it an attribute, such as head = ("fc",).'
             )
-        # Before the strategy wraps the module: DDP expects gradients of what is trainable then.
-        freeze(network, True)
-        module: Any = pl_module
-        module.rate_factors = dict.fromkeys(backbone_parameters(network), self.backbone_lr)
+        self._freeze(True)  # before the strategy wraps the module: DDP expects gradients of what is trainable then
+        if isinstance(pl_module, Task):
+            pl_module.rate_factors = dict.fromkeys(self._backbone(), self.backbone_lr)
+        else:
+            warnings.warn(
+                f"callbacks.finetune.backbone_lr={self.backbone_lr} is left to {type(pl_module).__name__}, which makes "
+                "its optimizer itself.",
+                stacklevel=2,
+            )
         last = trainer.max_epochs
         if self.unfreeze_at is not None and last is not None and 0 <= last <= self.unfreeze_at:
             warnings.warn(
@@ -52,16 +59,25 @@ class Finetune(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # a run resumed within an epoch does not start that epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network: Any = pl_module.network
         frozen = self.unfreeze_at is None or trainer.current_epoch < self.unfreeze_at
-        changes = freeze(network, frozen)
-        for name, module in network.named_modules():
-            if isinstance(module, _BatchNorm) and not in_head(name, network):
+        changes = self._freeze(frozen)
+        for name, module in self.network.named_modules():
+            if isinstance(module, _BatchNorm) and not in_head(name, self.network):
                 module.train(not frozen)
         if changes and isinstance(trainer.strategy, DDPStrategy):
             # DDP averages the gradients of the parameters that were trainable when it was made: make it anew.
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()
+
+    def _backbone(self) -> list[nn.Parameter]:
+        return [each for name, each in self.network.named_parameters() if not in_head(name, self.network)]
+
+    def _freeze(self, frozen: bool) -> bool:
+        """Takes the gradients of the backbone away, or gives them back; whether that changed anything."""
+        changed = [parameter for parameter in self._backbone() if parameter.requires_grad == frozen]
+        for parameter in changed:
+            parameter.requires_grad_(not frozen)
+        return bool(changed)
 
 
 def head_of(network: Any) -> tuple[str, ...]:
@@ -73,17 +89,3 @@ def head_of(network: Any) -> tuple[str, ...]:
 def in_head(name: str, network: Any) -> bool:
     """Whether the parameter or module of that name belongs to the network's head."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in head_of(network))
-
-
-def backbone_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters outside the head."""
-    return [parameter for name, parameter in network.named_parameters() if not in_head(name, network)]
-
-
-def freeze(network: nn.Module, frozen: bool) -> bool:
-    """Take the gradients of the backbone away, or give them back; whether that changed anything."""
-    parameters = backbone_parameters(network)
-    changes = any(parameter.requires_grad == frozen for parameter in parameters)
-    for parameter in parameters:
-        parameter.requires_grad = not frozen
-    return changes

@@ -26,7 +26,7 @@ class GradientNorms(Callback):
         self.norms: dict[str, list[Tensor]] = {name: [] for name in self.parts}  # of this epoch, without dimension
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network: Any = pl_module.network
+        network: Any = getattr(pl_module, "network", pl_module)
         found = {name: list(part.parameters()) for name, part in network.named_modules()}
         for name in self.parts:
             if not found.get(name):
