@@ -7,6 +7,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from src.modules.averaging import real_numbers
+
 
 class Lookahead(Callback):
     """Every few steps the weights go part of the way from where they were (Zhang et al. 2019, algorithm 1).
@@ -30,7 +32,7 @@ class Lookahead(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps = pl_module.total_steps()  # type: ignore[operator]
-        fast = _weights(pl_module)
+        fast = real_numbers(pl_module)
         self.slow = {name: self.slow.get(name, value).to(value.device, copy=True) for name, value in fast.items()}
         self.updated = trainer.global_step
 
@@ -44,7 +46,7 @@ class Lookahead(Callback):
             return
         self.updated = step
         kept = 1.0 if last else self.decay**self.every * (step / self.steps) ** self.power
-        for name, value in _weights(pl_module).items():
+        for name, value in real_numbers(pl_module).items():
             value.copy_(self.slow[name].lerp_(value, 1 - kept))
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,8 +54,3 @@ class Lookahead(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.slow = state_dict["slow"]
-
-
-def _weights(module: LightningModule) -> dict[str, Tensor]:
-    """Parameters and buffers that are real numbers; no copies."""
-    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}

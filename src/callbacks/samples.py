@@ -36,9 +36,8 @@ class SampleSheet(Callback):
 
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        module, data = (pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        rows = min(self.rows, data.num_classes)
-        images: Any = module.sample(torch.arange(rows).repeat_interleave(self.columns))  # type: ignore[operator]
+        rows = min(self.rows, trainer.datamodule.num_classes)  # type: ignore[attr-defined]
+        images: Any = pl_module.sample(torch.arange(rows).repeat_interleave(self.columns))  # type: ignore[operator]
         sheet = figures.tiled(images.unflatten(0, (rows, self.columns)).numpy())
         figures.save_pixels(sheet, self.folder / f"samples_epoch_{trainer.current_epoch:03d}.png")
         if (writer := tensorboard_writer(trainer)) is not None:

@@ -1,9 +1,9 @@
-"""An exponential moving average of weights."""
+"""Averages of weights."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -19,3 +19,8 @@ def warmed_up_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any
         get_ema_multi_avg_fn(kept)(averaged, current, steps)
 
     return average
+
+
+def real_numbers(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers that are real numbers, by name; no copies."""
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from src.modules.averaging import warmed_up_average
+from src.modules.averaging import real_numbers, warmed_up_average
 from src.modules.base import Step, Task
 
 
@@ -52,8 +52,6 @@ class GAN(Task):
     Raises:
         ValueError: an optimizer is missing, or images are not in [-1, 1].
     """
-
-    network: Any
 
     def __init__(
         self,
@@ -104,7 +102,8 @@ class GAN(Task):
             discriminator.requires_grad_(False)
             self._update(optimizers["generator"], -discriminator(samples, labels).float().mean())
             discriminator.requires_grad_(True)
-            self.average(_floats(self.averaged), _floats(generator), steps)
+            averaged, current = (list(real_numbers(each).values()) for each in (self.averaged, generator))
+            self.average(averaged, current, steps)
         self._step_schedules("step", steps + 1)
         return _measured(real.detach(), fake.detach(), labels >= 0)
 
@@ -151,8 +150,3 @@ def _measured(real: Tensor, fake: Tensor, there: Tensor) -> Step:
     sums = {name: (value * there).sum() for name, value in found.items()}
     items = there.sum()
     return Step((sums["loss_d"] + sums["loss_g"]) / items.clamp(min=1), items, sums)
-
-
-def _floats(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that are real numbers; no copies."""
-    return [value for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]
