@@ -58,8 +58,6 @@ class TimmNetwork(nn.Module):
     network does not.
     """
 
-    torchvision_name = None
-
     def __init__(
         self,
         name: str = "resnet10t",

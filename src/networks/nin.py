@@ -21,7 +21,6 @@ class NIN(nn.Module):
     """
 
     head = ("classifier",)
-    torchvision_name = None
 
     def __init__(
         self,

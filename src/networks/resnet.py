@@ -69,7 +69,6 @@ class CifarResNet(nn.Module):
     """
 
     head = ("fc",)
-    torchvision_name = None
 
     def __init__(self, depth: int = 20, num_classes: int = 10, image_size: int = 32, channels: int = 3) -> None:
         super().__init__()

@@ -90,9 +90,6 @@ class SNGAN(nn.Module):
     Raises ValueError for an image size that halving three times does not divide.
     """
 
-    head = ()
-    torchvision_name = None
-
     def __init__(
         self, width: int = 64, noise_size: int = 128, num_classes: int = 10, image_size: int = 32, channels: int = 3
     ) -> None:

@@ -26,7 +26,6 @@ class SpeedrunNet(nn.Module):
     """
 
     head = ("classifier",)
-    torchvision_name = None
 
     def __init__(
         self,

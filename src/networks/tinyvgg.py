@@ -19,7 +19,6 @@ class TinyVGG(nn.Module):
     """
 
     head = ("classifier",)
-    torchvision_name = None
 
     def __init__(
         self, hidden_units: int = 10, num_classes: int = 1000, image_size: int = 64, channels: int = 3
