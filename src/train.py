@@ -96,7 +96,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if not keeps:
         log.warning("no checkpoint is kept, as callbacks.model_checkpoint is off: nothing can open or resume this run")
     if is_overridden("forward", model):  # which the summary measures
-        model.example_input_array = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
+        image = torch.zeros(1, datamodule.channels, datamodule.image_size, datamodule.image_size)
+        model.example_input_array = trainer.precision_plugin.convert_input(image)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     record.contents = {"config": config, "classes": list(datamodule.classes), "preprocess": datamodule.preprocess.spec}
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
@@ -99,6 +101,34 @@ def test_no_speed_is_measured_in_a_precision_that_is_emulated(config, monkeypatc
     assert measured(objects).peak == 0
     results = json.loads((folder / "results.json").read_text())
     assert results["matmul_gflops"] is results["utilisation"] is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_network_may_be_kept_in_other_numbers_than_of_32_bits(config, precision: str) -> None:
+    cfg = config(*QUICK, f"trainer.precision={precision}", "trainer.max_epochs=1")
+    metrics, objects, folder = train_here(cfg)
+    assert next(objects["model"].parameters()).dtype == {"b": torch.bfloat16, "6": torch.float64}[precision[0]]
+    assert metrics["test/acc"] == pytest.approx(evaluate(config(f"run={folder}", name="eval"))[0]["test/acc"])
+    assert measured(objects).flops > 0
+
+
+def test_the_clock_is_read_once_the_device_has_done_what_it_was_given(monkeypatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+
+    class OnGPU(LightningModule):
+        device = gpu = torch.device("cuda", 0)
+        log = lambda *_: None  # noqa: E731
+
+    datamodule = SimpleNamespace(batch_size=5)
+    progress = SimpleNamespace(total=SimpleNamespace(ready=0))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    trainer: Any = SimpleNamespace(fit_loop=loop, datamodule=datamodule, world_size=1)
+    throughput = Throughput()
+    hooks = ["train_epoch_start", "validation_start", "validation_end", "train_epoch_end"]
+    for count, hook in enumerate(hooks, 1):
+        getattr(throughput, f"on_{hook}")(trainer, OnGPU())
+        assert waited == [OnGPU.gpu] * count
 
 
 def test_the_checkpoint_opens_with_the_safe_loader_and_rebuilds_the_network(trained) -> None:

@@ -59,9 +59,10 @@ class TensorBoardPictures(Callback):
         answers = is_overridden("forward", pl_module)
         if (writer := tensorboard_writer(trainer)) is None or not data.size("val") or not answers:
             return
-        images, labels = data.examples("val", min(self.images, data.size("val")))
+        images, labels = data.examples("val", self.images)
         with looking_at(pl_module):
-            logits = pl_module(data.preprocess.to(pl_module.device)(images.to(pl_module.device)))
+            shown = data.preprocess.to(pl_module.device)(images.to(pl_module.device))
+            logits = pl_module(trainer.precision_plugin.convert_input(shown))
         classifies = isinstance(logits, torch.Tensor) and logits.shape == (len(images), len(data.classes))
         if not classifies or labels.ndim > 1:
             return  # no classifier to one label

@@ -14,7 +14,8 @@ from src.modules.looking import looking_at
 from src.modules.precision import emulates
 
 KEPT = ("images", "train_seconds", "flops", "peak")
-SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices by which a machine is measured
+# The numbers of a `trainer.precision`, by its name up to a hyphen; others are those of torch.float32.
+NUMBERS = {"bf16": torch.bfloat16, "16": torch.half, "64": torch.double}
 
 
 class Throughput(Callback):
@@ -39,7 +40,7 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        self._start = time.perf_counter()
+        self._start = now(pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shape = getattr(pl_module.example_input_array, "shape", ())[1:]  # (C, H, W)
@@ -53,13 +54,13 @@ class Throughput(Callback):
             self._shape = batch[0].shape[1:]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_start = time.perf_counter()
+        self._validation_start = now(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start += time.perf_counter() - self._validation_start
+        self._start += now(pl_module.device) - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.perf_counter() - self._start
+        seconds = now(pl_module.device) - self._start
         steps = trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._done
         images = steps * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
         self.images += images
@@ -94,15 +95,21 @@ class Throughput(Callback):
             setattr(self, name, state_dict.get(name, 0))
 
 
+def now(device: torch.device) -> float:
+    """The clock in seconds, read once the device has done what it was given: a GPU is steps behind the processor."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
 def matmul_speed(device: torch.device, precision: str) -> float:
     """FLOP/s of a product of two square matrices, as `trainer.precision` computes it; the best of five."""
-    side = SIDES.get(device.type, 1024)
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.half if precision.startswith("16") else None
-    matrix = torch.ones(side, side, device=device, dtype=dtype or torch.float32)
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = NUMBERS.get(precision.partition("-")[0], torch.float32)
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
     seconds = []
     for _ in range(6):
-        start = time.perf_counter()
-        product = matrix @ matrix
-        product[0, 0].item()  # waits for a GPU
-        seconds.append(time.perf_counter() - start)
+        start = now(device)
+        torch.mm(matrix, matrix)
+        seconds.append(now(device) - start)
     return 2 * side**3 / min(seconds[1:])
