@@ -26,7 +26,6 @@ class ProgressBar(Callback):
     def __init__(self, refresh_every: float = 0.25) -> None:
         self.refresh_every = refresh_every
         self._bar: Progress | None = None
-        self._next = float("inf")
         self._epoch: tuple[int, float] | None = None  # an epoch that ended and its seconds, not yet printed
 
     def _show(self, trainer: Trainer, text: str, batches: float) -> None:
@@ -41,10 +40,8 @@ class ProgressBar(Callback):
         self._next = self._since + self.refresh_every
 
     def _move(self, trainer: Trainer, batch_idx: int) -> None:
-        now = time.monotonic()
-        if now < self._next:
+        if self._bar is None or (now := time.monotonic()) < self._next:
             return
-        assert self._bar is not None
         images = (batch_idx + 1) * trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
         self._bar.update(self._task, completed=batch_idx + 1, rate=images / (now - self._since), refresh=True)
         self._next = now + self.refresh_every
@@ -53,7 +50,6 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self._next = float("inf")
 
     def _print_epoch(self, trainer: Trainer) -> None:
         # Metrics of an epoch are complete only after every hook of its end.

@@ -31,8 +31,8 @@ class Summary(ModelSummary):
         for name in columns:
             right = name in ("Params", "FLOPs")
             table.add_column(name.lower(), justify="right" if right else "left", no_wrap=right, overflow="fold")
-        for row in zip(*columns.values(), strict=True):
-            if dict(zip(columns, row, strict=True))["Params"].strip() != "0":
+        for parameters, *row in zip(columns["Params"], *columns.values(), strict=True):
+            if parameters.strip() != "0":
                 table.add_row(*row)
         rich_print(table)
         trained = "all" if trainable_parameters == total_parameters else f"{trainable_parameters:,}"
