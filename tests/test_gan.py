@@ -357,8 +357,7 @@ def test_grey_samples_are_judged_by_a_classifier_of_grey_images(tmp_path: Path) 
     judge = ["data.image_size=16", "data.limit=200", "trainer.max_epochs=1", "trainer=cpu", "trainer.precision=32-true"]
     for name, options in {"gan": SMALL, "judge": judge}.items():
         given = [*options, *SILENT, "test=false", "data.channels=1", f"hydra.run.dir={tmp_path / name}"]
-        done = run_command("-m", "src.train", *given)
-        assert done.returncode == 0, done.stderr
+        run_well("-m", "src.train", *given)
     metrics, _ = evaluated(f"run={tmp_path / 'gan'}", f"features={tmp_path / 'judge'}")
     assert 0 <= metrics["test/cas"] <= 1
 

@@ -27,7 +27,7 @@ def test_no_more_threads_are_started_than_a_container_may_run(monkeypatch: pytes
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(processor.joblib, "cpu_count", lambda: 1)
     processor.Processor().setup(on_cpu("32-true"), None, "fit")  # type: ignore[arg-type]
-    assert chosen == [1]
+    assert chosen == [1] * (sys.platform == "linux")
 
 
 @pytest.mark.parametrize(

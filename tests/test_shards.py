@@ -106,6 +106,14 @@ def test_a_data_set_without_files_is_written_as_png_bit_for_bit(tmp_path):
     assert all(everything(data, split) == everything(digits, split) for split in ("train", "test"))
 
 
+def test_no_more_images_are_written_than_the_limit_says_and_as_many_of_each_class(tmp_path):
+    digits = Digits(**OPTIONS | {"num_classes": 10, "limit": 50})
+    assert write_shards(digits, tmp_path / "few") == {"train": 50, "test": 50}
+    data = ready(tmp_path / "few", val_size=0)
+    assert data.class_counts().sum() == 50
+    assert (data.class_counts() - 5).abs().max() <= 1
+
+
 def test_a_source_of_several_labels_and_no_test_images_keeps_both_and_they_are_carved_as_ever(tmp_path):
     class Several(torch.utils.data.Dataset):
         classes = CLASSES

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import sys
 import time
 
 import joblib
@@ -38,8 +39,10 @@ class Processor(Callback):
                 f"This processor has no instructions for bfloat16: trainer.precision={trainer.precision} is many times "
                 "slower here than 32-true."
             )
+        if sys.platform != "linux":
+            return
         torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

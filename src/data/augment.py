@@ -244,7 +244,7 @@ class PerImage(Transform):
         generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
         out = []
         with torch.random.fork_rng(devices):
-            for image, seed in zip(images, draw.integers(2**31).tolist(), strict=True):
+            for image, seed in zip(images, draw.on_cpu().integers(2**31).tolist(), strict=True):
                 for generator in generators:
                     generator.manual_seed(seed)
                 out.append(self.transform(image))

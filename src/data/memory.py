@@ -116,7 +116,7 @@ class MemoryDataModule(ImageDataModule):
         if not self.has_test:
             test, rows = carve(labels, self.test_size, 0, "test_size")  # the same whatever data.split_seed says
             sets["test"] = self._set(images, labels, test)
-        rows = self._limited(labels, rows)
+        rows = self.limited(labels, rows)
         if self.folds is not None:
             if own_val is not None:
                 warnings.warn(f"data.folds={self.folds} leaves out the data set's own validation images.", stacklevel=2)
@@ -144,13 +144,14 @@ class MemoryDataModule(ImageDataModule):
         return sorted(self._existing(split).left_out)
 
     def _set(self, images: Any, labels: Tensor, rows: Tensor | None = None, with_index: bool = False) -> Dataset:
-        rows = self._limited(labels, torch.arange(len(labels)) if rows is None else rows)
+        rows = self.limited(labels, torch.arange(len(labels)) if rows is None else rows)
         return self._image_set(images, labels[rows], rows, with_index)
 
     def _image_set(self, images: Any, labels: Tensor, rows: Tensor, with_index: bool) -> Dataset:
         return ImageSet(images, labels, rows, with_index, self.channels)
 
-    def _limited(self, labels: Tensor, rows: Tensor) -> Tensor:
+    def limited(self, labels: Tensor, rows: Tensor) -> Tensor:
+        """Those of some rows that `limit` leaves, in order."""
         if self.limit is None or self.limit >= len(rows):
             return rows
         if self.limit < len(self.classes):

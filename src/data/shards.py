@@ -141,7 +141,7 @@ def opened(place: str, **options: Any) -> Any:
 
 
 def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
-    """Writes the images of a data set: those of files as they are, else PNG.
+    """Writes the images of a data set, as many as its `limit` says: those of files as they are, else PNG.
 
     They come in random order, so that a chunk has images of all classes. The folder appears when it is complete.
 
@@ -160,10 +160,11 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
             given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
             if given is not None:
                 images, labels = given
-                order = torch.randperm(len(labels), generator=hashed_generator(0))
-                known[split] = labels[order].tolist()
-                rows = track(order.tolist(), f"writing {len(order):,} {split} images")
-                _write(folder / split, ((image_file(images, row), labels[row].tolist()) for row in rows))
+                rows = data.limited(labels, torch.arange(len(labels)))
+                rows = rows[torch.randperm(len(rows), generator=hashed_generator(0))]
+                known[split] = labels[rows].tolist()
+                shown = track(rows.tolist(), f"writing {len(rows):,} {split} images")
+                _write(folder / split, ((image_file(images, row), labels[row].tolist()) for row in shown))
         _write(folder / "labels", [json.dumps({"classes": data.classes, "labels": known}).encode()])
     return {split: len(labels) for split, labels in known.items()}
 

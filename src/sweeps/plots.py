@@ -1,9 +1,10 @@
 """Pictures of a search: Optuna's own, in the house style."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,18 @@ from matplotlib.style import library
 
 from src.figures import house_style
 from src.figures.style import STYLE
+
+
+@contextmanager
+def house_style_for_optuna() -> Iterator[None]:
+    """The house style under the name "ggplot" as well: Optuna's plots set that style themselves, and take no other."""
+    ggplot = library["ggplot"]
+    library["ggplot"] = STYLE
+    try:
+        with house_style():
+            yield
+    finally:
+        library["ggplot"] = ggplot
 
 
 def draw(study: optuna.Study, metrics: list[str], folder: Path) -> dict[str, dict[str, float]]:
@@ -27,8 +40,7 @@ def draw(study: optuna.Study, metrics: list[str], folder: Path) -> dict[str, dic
     importances: dict[str, dict[str, float]] = {}
     drawn: dict[str, Any] = {}
     folder.mkdir(exist_ok=True)
-    # Optuna's plots set the style "ggplot" themselves, and take no other: within here, that name is the house style's.
-    with house_style(), patch.dict(library, ggplot=STYLE), warnings.catch_warnings():
+    with house_style_for_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are experimental
         for i, metric in enumerate(metrics):
             target = (lambda trial, i=i: trial.values[i]) if len(metrics) > 1 else None

@@ -74,7 +74,12 @@ def run(sweeper: Any, arguments: list[str]) -> None:
     record = {**new, "storage": storage, "study_name": own.study_name, **earlier, "finished": False}
     own.set_user_attr("sweep", record)
     trials = Trials(
-        *(shared or own, space, folder, record["sweep"], settings["metrics"], None if grid else options["n_trials"]),
+        shared or own,
+        space,
+        folder,
+        record["sweep"],
+        settings["metrics"],
+        n_trials=None if grid else options["n_trials"],
         program=[*entry_point(), *sweeper.flags],
         shared=storage is not None,
         dry=bool(OmegaConf.select(config, "trainer.fast_dev_run")),
