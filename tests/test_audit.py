@@ -21,7 +21,7 @@ from src.evaluation.audit import SHIFT, candidates, correlation, label_issues, n
 from src.runs.run import open_run
 from src.studies.audit import IMAGE, page
 from tests.conftest import DATASETS, needs_cifar10
-from tests.test_eval import Bright, evaluated, of_another_module
+from tests.test_eval import evaluated
 
 N = 120
 
@@ -301,8 +301,6 @@ def test_what_cannot_be_audited_is_refused_before_the_test(run: Path) -> None:
         evaluated(f"run={run}", "audit=true", "data.limit=500")
     with pytest.raises(FileNotFoundError, match="there is no folder sweep"):
         evaluated(f"run={run}", "audit=sweep")
-    with pytest.raises(ValueError, match="judges images of one label each"):
-        evaluated(f"run={of_another_module(run, Bright)}", "audit=true", "trusted=[tests]")
 
 
 def test_without_cleanlab_it_says_how_to_install_it(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,18 +144,10 @@ def test_a_temperature_that_is_none_of_this_checkpoint_s_is_refused(run: Path, t
 def test_what_cannot_be_calibrated_is_refused_before_the_test(run: Path) -> None:
     path, before = next(run.glob("checkpoints/epoch_*.ckpt")), set(run.glob("evaluation*"))
     checkpoint = torch.load(path, weights_only=True)
-    for message, section, changes in (
-        ("has no validation images", "data", {"val_size": 0}),
-        ("a temperature is for a classifier", "model", {"_target_": "src.modules.multilabel.MultiLabelClassifier"}),
-    ):
-        kept = dict(checkpoint["config"][section])
-        checkpoint["config"][section] |= changes
-        if section == "model":
-            checkpoint["config"][section]["loss"] = None
-        torch.save(checkpoint, path)
-        with pytest.raises(ValueError, match=message):
-            evaluated(f"run={run}", "calibrate=true")
-        checkpoint["config"][section] = kept
+    checkpoint["config"]["data"]["val_size"] = 0
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="has no validation images"):
+        evaluated(f"run={run}", "calibrate=true")
     assert set(run.glob("evaluation*")) == before
 
 

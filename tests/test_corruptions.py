@@ -4,7 +4,6 @@ import colorsys
 import io
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ from src.data.base import ImageDataModule
 from src.evaluation.corruptions import ALL, CORRUPTIONS, GROUPS, Corruption, blur, chosen, corrupt, digital, weather
 from src.evaluation.corruptions.draws import Draws
 from src.runs.run import open_run
-from src.studies.corruptions import Corruptions
 from tests.conftest import run_well
 from tests.test_eval import evaluated
 
@@ -385,8 +383,6 @@ def test_a_run_s_accuracies_are_those_of_a_plain_loop_over_corrupted_images(run:
 def test_what_cannot_be_corrupted_is_refused_before_the_test(trained_run: Path) -> None:
     with pytest.raises(ValueError, match="frost is left out"):
         evaluated(f"run={trained_run}", "corruptions=frost")
-    with pytest.raises(ValueError, match="corruptions=all needs the run of a classifier"):
-        Corruptions(SimpleNamespace(model=torch.nn.Identity()), SimpleNamespace(corruptions="all"))  # type: ignore[arg-type]
 
 
 def test_commas_of_the_option_make_no_sweep() -> None:

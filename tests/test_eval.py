@@ -23,6 +23,7 @@ from src.modules.base import Step, Task
 from src.modules.classifier import ImageClassifier
 from src.runs.folder import RunError, events_folder
 from src.runs.run import open_run
+from src.studies import asked_for
 from src.studies.classifier import Predictions, draw
 from tests.conftest import composed, run_command, run_well
 
@@ -220,6 +221,13 @@ def test_a_module_without_logits_has_its_metrics_and_no_figures(run: Path, capsy
     assert json.loads((run / "evaluation_val.json").read_text())["metrics"] == metrics
     assert objects["files"] == [run / "evaluation_val.json"]
     assert "no figures" in capsys.readouterr().out.partition("val/score")[2]
+
+
+@pytest.mark.parametrize("asked", ["calibrate=true", "corruptions=all", "cam=true", "audit=true"])
+def test_what_looks_into_a_classifier_refuses_another_module(run: Path, asked: str) -> None:
+    opened = open_run(of_another_module(run, Bright), trusted=["tests"])
+    with pytest.raises(ValueError, match=f"{asked.partition('=')[0]} is for a classifier to one label.*not for Bright"):
+        asked_for(opened, composed(asked, name="eval"))
 
 
 def test_another_data_set_is_seen_as_the_run_s_if_it_has_the_same_classes(run: Path, plain, tmp_path: Path) -> None:

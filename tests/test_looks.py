@@ -14,7 +14,6 @@ from torch import nn
 
 from src import figures
 from src.evaluation.looks import first_filters, grad_cam, maps_of, one_of_each_size
-from src.modules.base import Task
 from src.modules.classifier import ImageClassifier
 from src.runs.build import build
 from src.runs.folder import events_folder
@@ -133,8 +132,6 @@ def test_what_cannot_be_looked_into_is_refused_before_the_test(run: Path, monkey
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     with pytest.raises(ValueError, match="no layer of Sequential gives a map of more than one pixel"):
         Looks(opened(ImageClassifier(flat, None)), composed(name="eval"))
-    with pytest.raises(ValueError, match="is for a classifier to one label, not Task"):
-        Looks(opened(Task(flat, None)), composed(name="eval"))
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs pytorch_grad_cam: pip install "lightning-classics\[cam\]"'):
         evaluated(f"run={run}", "cam=true")

@@ -5,12 +5,15 @@ A study is built before the test, where it may refuse, and called after it, on e
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src.runs.run import Run
+
+EXTRAS = {"cam": "pytorch_grad_cam", "audit": "cleanlab"}  # what the extra of an option's name brings
 
 
 @dataclass
@@ -42,11 +45,13 @@ class Evaluation:
 
 
 def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
-    """The studies that the config asks for, in order.
+    """The studies that the config asks for, in order; all but that of a GAN's samples are of a classifier.
 
     Raises:
+        ModuleNotFoundError: an extra is missing.
         ValueError, RunError: one of them cannot be made of this run.
     """
+    from src.modules.classifier import ImageClassifier
     from src.studies.audit import Audit
     from src.studies.calibration import Calibration
     from src.studies.corruptions import Corruptions
@@ -55,6 +60,12 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
 
     if cfg.samples is not None and cfg.features is None:
         raise ValueError(f"samples={cfg.samples}: a GAN draws them to be judged by a classifier's run, features=RUN.")
-    options: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "audit": Audit}
-    options["features"] = Samples
-    return [study(run, cfg) for option, study in options.items() if cfg[option]]
+    studies: dict[str, Any] = {"calibrate": Calibration, "corruptions": Corruptions, "cam": Looks, "audit": Audit}
+    studies["features"] = Samples
+    asked = [option for option in studies if cfg[option]]
+    for option in asked:
+        if option in EXTRAS and find_spec(EXTRAS[option]) is None:
+            raise ModuleNotFoundError(f'{option} needs {EXTRAS[option]}: pip install "lightning-classics[{option}]"')
+        if option != "features" and not isinstance(run.model, ImageClassifier):
+            raise ValueError(f"{option} is for a classifier to one label an image, not for {type(run.model).__name__}.")
+    return [studies[option](run, cfg) for option in asked]

@@ -20,7 +20,6 @@ from torchvision.transforms.v2 import functional as TF
 from src.data.decode import open_image, printable
 from src.data.preprocess import Preprocess
 from src.evaluation.audit import SIDE, label_issues, near_duplicates
-from src.modules.classifier import ImageClassifier
 from src.runs.build import build
 from src.runs.folder import find_runs
 from src.runs.run import Run, open_run
@@ -47,13 +46,6 @@ class Audit:
     """
 
     def __init__(self, run: Run, cfg: DictConfig) -> None:
-        if not isinstance(run.model, ImageClassifier):
-            raise ValueError(f"audit={cfg.audit} judges images of one label each; the run's task is another.")
-        try:
-            import cleanlab  # noqa: F401
-        except ModuleNotFoundError as error:
-            message = 'an audit needs cleanlab: pip install "lightning-classics[audit]"'
-            raise ModuleNotFoundError(message, name=error.name) from error
         self.folds = [] if cfg.audit is True else fold_runs(run, cfg)
 
     def __call__(self, evaluation: Evaluation) -> None:

@@ -12,7 +12,6 @@ from src import figures
 from src.callbacks.progress import ProgressBar
 from src.evaluation.calibration import fit_temperature
 from src.evaluation.metrics import measure
-from src.modules.classifier import ImageClassifier
 from src.runs.build import SPLITTING, build
 from src.runs.folder import CALIBRATION, write_json
 from src.runs.run import Run
@@ -31,10 +30,6 @@ class Calibration:
     """
 
     def __init__(self, run: Run, cfg: DictConfig) -> None:
-        if not isinstance(run.model, ImageClassifier):
-            raise ValueError(
-                "calibrate=true: a temperature is for a classifier, which gives an image one of its classes."
-            )
         saved: Any = OmegaConf.to_container(run.config.data)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         given = plain.get("data") or saved

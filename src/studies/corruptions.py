@@ -11,7 +11,6 @@ from rich.progress import track
 from src import figures
 from src.callbacks.processor import Processor
 from src.evaluation.corruptions import ALL, GROUPS, Corruption, chosen
-from src.modules.classifier import ImageClassifier
 from src.runs.build import build
 from src.runs.run import Run
 from src.runs.table import rich_table
@@ -28,8 +27,6 @@ class Corruptions:
 
     def __init__(self, run: Run, cfg: DictConfig) -> None:
         self.chosen = chosen(cfg.corruptions)
-        if not isinstance(run.model, ImageClassifier):
-            raise ValueError(f"corruptions={cfg.corruptions} needs the run of a classifier, of one label an image.")
 
     def __call__(self, evaluation: Evaluation) -> None:
         run, main = evaluation.run, evaluation.trainer.is_global_zero

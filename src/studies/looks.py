@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from src import figures
 from src.evaluation.looks import first_filters, grad_cam, maps_of, one_of_each_size
-from src.modules.classifier import ImageClassifier
 from src.runs.run import Run
 from src.studies import Evaluation
 from src.studies.classifier import most_confident
@@ -23,17 +22,10 @@ class Looks:
     that gives a map of more than one pixel, in float32. The run's network is left as it is: a copy is looked into.
 
     Raises:
-        ModuleNotFoundError: the extra is missing.
-        ValueError: the run is none of a classifier to one label, or no layer gives a map.
+        ValueError: no layer gives a map.
     """
 
     def __init__(self, run: Run, cfg: DictConfig) -> None:
-        try:
-            import pytorch_grad_cam  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f'cam=true needs {error.name}: pip install "lightning-classics[cam]"') from error
-        if not isinstance(run.model, ImageClassifier):
-            raise ValueError(f"cam=true is for a classifier to one label, not {type(run.model).__name__}.")
         self.classes, self.network = run.classes, deepcopy(run.network).float().requires_grad_(False)
         size, mean = (run.checkpoint["preprocess"][name] for name in ("image_size", "mean"))
         maps = maps_of(self.network, torch.zeros(1, len(mean), size, size))
