@@ -296,6 +296,11 @@ def test_training_labels_are_judged_out_of_fold(run: Path, tmp_path: Path) -> No
         evaluated(f"run={run}", f"audit={tmp_path}/sweep")
 
 
+def test_labels_are_judged_whatever_the_precision_of_the_test(run: Path) -> None:
+    judged = [evaluated(f"run={run}", "audit=true", f"trainer.precision={bits}-true")[1]["audit"] for bits in (32, 64)]
+    pd.testing.assert_frame_equal(*judged)
+
+
 def test_what_cannot_be_audited_is_refused_before_the_test(run: Path) -> None:
     with pytest.raises(ValueError, match="would mix images"):
         evaluated(f"run={run}", "audit=true", "data.limit=500")

@@ -117,7 +117,8 @@ def look(data: Any, split: str, judge: Run | None, device: Any) -> tuple[pd.Data
     """
     data.eval_split, parts = split, []
     if judge is not None:
-        network, preprocess = judge.network.to(device), Preprocess(**judge.checkpoint["preprocess"]).to(device)
+        preprocess = Preprocess(**judge.checkpoint["preprocess"]).to(device)
+        network = judge.network.to(device).float()  # the test may have left it in half precision
     for images, labels, *_ in data.test_dataloader():
         pixels = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images]
         spread = images.flatten(2).float().std(dim=2).amax(dim=1)
