@@ -296,6 +296,13 @@ def test_for_a_paper_figures_have_no_titles_and_the_facts_are_those_of_the_runs(
         assert fact in sheet, fact
 
 
+def test_jobs_of_one_number_in_two_sweeps_each_have_their_figures_for_a_paper(tmp_path: Path) -> None:
+    for sweep, lr in (("a", 0.1), ("b", 0.5)):
+        make_run(tmp_path / sweep / "0", f"optimizer.lr={lr}")
+    files = {path.name for path in report([tmp_path], paper=True)[2]}
+    assert {"curves_a_0.pdf", "curves_b_0.pdf"} <= files
+
+
 def test_the_command_prints_the_table_without_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "0", "seed=0")
     code = (

@@ -33,12 +33,13 @@ def write(
         write_whole(folder / name, text)
     drawn = {f"compare_{data}": figures.compare(alike) for data, alike in compared.items()}
     for run in shown:
+        name = run.name.replace("/", "_")  # jobs of two sweeps lie in folders of one name
         if len(run.history["epoch"]):
-            drawn[f"curves_{run.folder.name}"] = figures.curves(run.history)
+            drawn[f"curves_{name}"] = figures.curves(run.history)
         with suppress(RunError):  # it has not been evaluated
             answers = read_answers(run.folder)
             said, right = (answers["label"], answers["prediction"]), answers["label"] == answers["prediction"]
-            drawn[f"confusion_{run.folder.name}"] = figures.confusion_matrix(*said, answers.attrs["classes"])
-            drawn[f"reliability_{run.folder.name}"] = figures.reliability(answers["confidence"], right)
+            drawn[f"confusion_{name}"] = figures.confusion_matrix(*said, answers.attrs["classes"])
+            drawn[f"reliability_{name}"] = figures.reliability(answers["confidence"], right)
     files = [path for name, figure in drawn.items() for path in figures.save_for_paper(figure, folder / name)]
     return [folder / name for name in texts] + files
