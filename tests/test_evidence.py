@@ -57,6 +57,8 @@ def test_runs_of_a_recipe_are_one_row_with_what_its_reader_needs(found: pd.DataF
 def test_the_first_run_of_a_recipe_is_drawn_over_its_minutes(
     report: tuple[list[Row], dict[str, Record]], found: pd.DataFrame, tmp_path: Path
 ) -> None:
+    with pytest.raises(ValueError, match=r"has no curves: logger.csv or callbacks.throughput was off"):
+        evidence.curves_of(*report)
     for run in report[1].values():  # of the same images each epoch, in 14.4, 28.8 and 28.8 of 72 seconds
         run.history["train/images_per_s"] = [2000, 1000, 1000]
     curves = evidence.curves_of(*report)

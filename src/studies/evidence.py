@@ -57,10 +57,16 @@ def rows_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def curves_of(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
-    """The training accuracy of the first run of each such row after each of its epochs, and the minutes until then."""
+    """The training accuracy of the first run of each such row after each of its epochs, and the minutes until then.
+
+    Raises:
+        ValueError: that run kept no curves.
+    """
     lines = []
     for row in _of_recipes(rows, runs):
         run = runs[row.runs[0]]
+        if not {"train/acc", "train/images_per_s"} <= set(run.history):
+            raise ValueError(f"{run.folder} has no curves: logger.csv or callbacks.throughput was off")
         recipe = {key: run.differing[key] for key in KEYS}
         of_an_image = 1 / run.history["train/images_per_s"]  # its seconds, in each epoch
         minutes = of_an_image.cumsum() / of_an_image.sum() * run.results["train_seconds"] / 60
@@ -134,11 +140,12 @@ def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
     """Puts rows of a report into the file, and what they say where it is shown; gives the paths of what changed.
 
     Raises:
-        ValueError: none of the runs had a recipe and was tested.
+        ValueError: none of the runs had a recipe and was tested; see also `curves_of`.
     """
     if runs and not _of_recipes(rows, runs):
         raise ValueError("none of these runs had a recipe (experiment=) and came to its test")
-    results, curves = add(rows_of(rows, runs)), add(curves_of(rows, runs), CURVES)
+    found, epochs = rows_of(rows, runs), curves_of(rows, runs)
+    results, curves = add(found), add(epochs, CURVES)
     texts = rendered(results)
     changed = [path for path, text in texts.items() if text != path.read_text()]
     for path in changed:
