@@ -152,27 +152,25 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15, title: 
 
 
 @house_style()
-def slices(table: Mapping[str, Any], overall: float, title: str = "") -> Figure:
+def slices(table: Any, overall: float, title: str = "") -> Figure:
     """A panel for each measure that images were sliced by: the accuracy of its slices and their intervals.
 
-    ``table`` maps "by", "slice", "images", "accuracy", "low" and "high" to equally long columns, as a data frame does,
-    slices of a measure in order. ``overall`` is the accuracy on all images. Of the classes the worst are shown.
+    ``table`` is a data frame of "by", "slice", "images", "accuracy", "low" and "high", slices of a measure in order.
+    ``overall`` is the accuracy on all images. Of the classes the worst are shown.
     """
-    by, names, number = (np.asarray(table[key]) for key in ("by", "slice", "images"))
-    value, low, high = (np.asarray(table[key], float) for key in ("accuracy", "low", "high"))
-    panels = [(kind, np.flatnonzero(by == kind)) for kind in dict.fromkeys(by)]
+    panels = table.groupby("by", sort=False)
     figure = Figure(9.6, 7.2, title)
     for axes, (kind, rows) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
-        text = str(kind)
+        text = kind
         if kind == "class":
-            text = f"class: the lowest {MOST_SLICES} of {len(rows)}" if len(rows) > MOST_SLICES else text
-            rows = rows[np.argsort(value[rows], kind="stable")][:MOST_SLICES]
+            text = f"class: the lowest {MOST_SLICES} of {len(rows)}" if len(rows) > MOST_SLICES else kind
+            rows = rows.sort_values("accuracy", kind="stable").head(MOST_SLICES)
         at = np.arange(len(rows))
-        axes.hlines(at, low[rows], high[rows], color=SKY, linewidth=2.4)
-        axes.plot(value[rows], at, "o", color=BLUE, markersize=4)
+        axes.hlines(at, rows["low"], rows["high"], color=SKY, linewidth=2.4)
+        axes.plot(rows["accuracy"], at, "o", color=BLUE, markersize=4)
         axes.axvline(overall, color=VERMILION, linewidth=1, linestyle="--", zorder=0)
-        axes.set_yticks(at, [short(str(name), 20) for name in names[rows]], fontsize=8)
-        axes.set(title=f"by {text} ({number[rows].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticks(at, [short(name, 20) for name in rows["slice"]], fontsize=8)
+        axes.set(title=f"by {text} ({rows['images'].mean():,.0f} images each)", ylim=(len(rows) - 0.4, -0.6))
         axes.xaxis.set_major_formatter(percent_ticks())
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)

@@ -65,7 +65,6 @@ def examples(images: Images, labels: ArrayLike, probabilities: ArrayLike, classe
     return _grid(images, captions, frames, min(6, int(10.5 / width)), width, width / ratio + 0.35, title)
 
 
-@house_style()
 def heat_maps(images: NDArray[np.uint8], heat: Sequence[NDArray], *others: Any) -> Figure:
     """``examples``, each image followed by itself, pale, under maps: each of ``heat`` is (N, H, W), from 0 to 1."""
     pale = 127 + images.mean(axis=1, keepdims=True) / 2

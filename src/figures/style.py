@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import matplotlib.image
 import numpy as np
 import PIL.Image
 from matplotlib import rc_context, rc_params_from_file
@@ -72,13 +71,13 @@ def save_for_paper(figure: Figure, path: Path) -> list[Path]:
 def save_pixels(image: NDArray[np.uint8], path: Path) -> Path:
     """Writes uint8 (H, W, 3) as PNG, pixel by pixel, making the folder, and gives the path back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    matplotlib.image.imsave(path, image)
+    PIL.Image.fromarray(image).save(path)
     return path
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """The figure as uint8 (H, W, 3): TensorBoard's ``add_image(..., dataformats="HWC")`` takes it."""
-    return (matplotlib.image.imread(io.BytesIO(figure.png))[:, :, :3] * 255).round().astype(np.uint8)
+    return np.array(PIL.Image.open(io.BytesIO(figure.png)).convert("RGB"))
 
 
 def compact(png: bytes) -> tuple[bytes, int]:
