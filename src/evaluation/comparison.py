@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,8 +33,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def resampled(right: Sequence[NDArray[np.bool_]], draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """Bootstrapped accuracies of G configurations, (draws, G), the images of a draw the same for all.
+def resampled(right: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Bootstrapped accuracies of G configurations, (DRAWS, G), the images of a draw the same for all.
 
     Images and runs are drawn independently of each other (Owen 2007, "The pigeonhole bootstrap"), which is a little
     conservative. The weights of R runs are stretched by sqrt(R / (R - 1)) (Rao and Wu 1988): else the variance between
@@ -44,17 +43,17 @@ def resampled(right: Sequence[NDArray[np.bool_]], draws: int = DRAWS, seed: int 
     Args:
         right: of each configuration (R, N), whether its runs are right on each image.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     # Images that all runs are alike on are drawn together, by their number: quick, and the same distribution.
     patterns, number = np.unique(np.concatenate(right), axis=1, return_counts=True)  # (all runs, P), (P,)
     total, block = number.sum(), max(1, 2**22 // len(number))  # draws at a time
-    sizes = (min(block, draws - done) for done in range(0, draws, block))
+    sizes = (min(block, DRAWS - done) for done in range(0, DRAWS, block))
     shares = (generator.multinomial(total, number / total, size) / total for size in sizes)  # (block, P)
-    runs = np.concatenate([share @ patterns.T for share in shares])  # (draws, all runs)
+    runs = np.concatenate([share @ patterns.T for share in shares])  # (DRAWS, all runs)
     columns, first = [], 0
     for each in right:
         size = len(each)
-        drawn = generator.multinomial(size, np.full(size, 1 / size), draws) / size - 1 / size  # (draws, R)
+        drawn = generator.multinomial(size, np.full(size, 1 / size), DRAWS) / size - 1 / size  # (DRAWS, R)
         weights = 1 / size + drawn * np.sqrt(size / max(size - 1, 1))
         columns.append((weights * runs[:, first : first + size]).sum(axis=1))
         first += size
@@ -81,17 +80,14 @@ def differences(right: Mapping[str, NDArray[np.bool_]]) -> pd.DataFrame:
         a_right, b_right, gap = a.mean(axis=0), b.mean(axis=0), drawn[:, i] - drawn[:, j]
         only_a, only_b = (a_right * (1 - b_right)).sum(), (b_right * (1 - a_right)).sum()
         low, high = np.quantile(gap, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        row: dict[str, Any] = {"first": first, "second": second, "images": a.shape[1]}
-        row |= {
-            "acc_first": a_right.mean(),
-            "acc_second": b_right.mean(),
-            "difference": a_right.mean() - b_right.mean(),
-        }
-        row |= {"low": low, "high": high, "only_first": only_a, "only_second": only_b}
         if len(a) == len(b) == 1:
-            row |= {"test": "McNemar", "p": mcnemar(int(only_a), int(only_b))}
+            test, p = "McNemar", mcnemar(int(only_a), int(only_b))
         else:
             beyond = min((gap <= 0).sum(), (gap >= 0).sum())
-            row |= {"test": "bootstrap", "p": min(1.0, 2 * (beyond + 1) / (len(gap) + 1))}
-        rows.append(row)
+            test, p = "bootstrap", min(1.0, 2 * (beyond + 1) / (len(gap) + 1))
+        rows.append({
+            "first": first, "second": second, "images": a.shape[1],
+            "acc_first": a_right.mean(), "acc_second": b_right.mean(), "difference": a_right.mean() - b_right.mean(),
+            "low": low, "high": high, "only_first": only_a, "only_second": only_b, "test": test, "p": p,
+        })  # fmt: skip
     return pd.DataFrame(rows)

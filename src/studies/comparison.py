@@ -68,12 +68,13 @@ def compare(rows: Sequence[Row], runs: Mapping[str, Any]) -> pd.DataFrame:
     parts = {"": np.full(len(labels), True), **{str(name): labels == name for name in pd.unique(labels)}}
     found = []
     for name, chosen in parts.items():
-        frame = differences({group: each[:, chosen] for group, each in groups.items()})
-        frame.insert(2, "class", name)
-        found.append(frame)
-    both = [found[0], pd.concat(found[1:])]
-    corrected = (frame.assign(corrected=np.array(holm(frame["p"].tolist()), float)) for frame in both)
-    return pd.concat(list(corrected), ignore_index=True)
+        found.append(differences({group: each[:, chosen] for group, each in groups.items()}))
+        found[-1].insert(2, "class", name)
+    frame = pd.concat(found, ignore_index=True)
+    whole = frame["class"] == ""
+    for family in (whole, ~whole):
+        frame.loc[family, "corrected"] = np.array(holm(frame.loc[family, "p"].tolist()), float)
+    return frame
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -34,7 +34,7 @@ class Corruptions:
         place = evaluation.cfg.seed, evaluation.trainer.global_rank, evaluation.trainer.world_size
         trainer = build(run.config.trainer, callbacks=[Processor()], logger=False, enable_checkpointing=False)
         names = list(dict.fromkeys(name for names in self.chosen.values() for name in names))
-        frame = pd.DataFrame({"corruption": names}).set_index("corruption")
+        frame = pd.DataFrame(index=pd.Index(names, name="corruption"))
         for name, severity in track([*product(names, SEVERITIES)], "corruptions", transient=True, disable=not main):
             data.corrupts = Corruption(name, severity, *place)
             (means,) = trainer.test(run.model, datamodule=data, verbose=False)
@@ -44,15 +44,13 @@ class Corruptions:
         for word, its in self.chosen.items():
             evaluation.metrics[f"{'corruption' if word == 'all' else word}_acc"] = frame.loc[its, "mean"].mean()
         evaluation.tables["corruptions"] = frame.reset_index().rename(columns=str)
-        if main:
-            self._show(evaluation, frame)
-
-    def _show(self, evaluation: Evaluation, frame: pd.DataFrame) -> None:
+        if not main:
+            return
         rows = {group: frame.loc[frame.index.isin(names), SEVERITIES] for group, names in GROUPS.items()}
         panels = {group: dict(part.iterrows()) for group, part in rows.items() if len(part)}
         title = f"{evaluation.title}, corruptions regenerated after Hendrycks and Dietterich (2019)"
         evaluation.figures["corruptions"] = figures.corruption_curves(panels, evaluation.metrics["acc"], title)
-        shown = (100 * evaluation.tables["corruptions"].set_index("corruption")).round(2).astype(str).reset_index()
+        shown = (100 * frame).round(2).astype(str).reset_index()
         held = f"; all are {len(ALL)} of their 15, without frost" if "all" in self.chosen else ""
         source = f"regenerated after Hendrycks and Dietterich (2019){held}"
         rich_print(rich_table(shown, "accuracy in % by severity", source))

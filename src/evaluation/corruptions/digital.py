@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from src.evaluation.corruptions.blur import along_axes, smooth
 from src.evaluation.corruptions.draws import Draws
+from src.evaluation.slices import LUMA
 
 # Brightness and the differences of blue and red from it, of red, green and blue (JFIF 1.02).
-YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+YCC = (LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 def contrast(images: Tensor, draws: Draws, factor: float) -> Tensor:

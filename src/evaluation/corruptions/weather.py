@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from src.evaluation.corruptions.blur import along_a_line, enlarge, smooth
 from src.evaluation.corruptions.draws import Draws
+from src.evaluation.slices import LUMA
 
 WATER, MUD = (175, 238, 238), (63, 42, 20)  # levels of red, green and blue
-LUMA = (0.299, 0.587, 0.114)
 FURTHEST = 20  # pixels
 
 
