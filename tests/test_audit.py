@@ -265,6 +265,9 @@ def test_files_have_names_and_tiny_and_unreadable_ones_are_listed(run: Path, tmp
     assert {(line.what, line.file) for line in frame.itertuples()} == {
         *(("duplicate", str(again)), ("tiny", str(tiny)), ("unreadable", str(broken)))
     }
+    data, answers = objects["datamodule"], objects["predictions"]
+    labels = data.examples("test", answers["image"].tolist())[1]
+    assert [data.classes[label] for label in labels] == answers["label"].tolist(), "by their places among the unread"
     copied = frame[frame["what"] == "duplicate"].iloc[0]
     assert (copied["split"], copied["of_split"], copied["of_file"]) == ("test", "train", str(train))
     assert objects["datamodule"].image_name("test", copied["image"]) == copied["file"]

@@ -62,7 +62,7 @@ def test_five_classes_have_no_top_five(classes: int) -> None:
     module = ImageClassifier(linear(nn.Linear(7, classes)), SGD)
     [logged] = quiet_trainer().test(module, DataLoader(TensorDataset(images, labels), 8), verbose=False)
     probabilities = module.eval()(images).detach().softmax(dim=1)
-    measured, _ = measure(probabilities, labels, [str(label) for label in range(classes)])
+    measured, *_ = measure(probabilities.log(), labels, [str(label) for label in range(classes)])
     assert ("test/acc_top5" in logged) == ("acc_top5" in measured) == (classes > 5)
 
 

@@ -64,9 +64,15 @@ def test_metrics_are_those_of_scikit_learn_on_a_plain_loop(plain) -> None:
 
 
 def test_a_class_without_images_counts_in_no_mean() -> None:
-    metrics, frame = measure(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]), torch.tensor([0, 1]), ["a", "b", "c"])
+    rows = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    metrics, frame, _ = measure(rows.log(), torch.tensor([0, 1]), ["a", "b", "c"])
     assert metrics["recall"] == metrics["precision"] == 1
     assert frame.iloc[2][["accuracy", "precision", "recall", "f1"]].isna().all()
+
+
+def test_the_likelihood_of_a_label_may_be_too_small_for_a_float() -> None:
+    logits = torch.tensor([[0.0, -200.0], [-300.0, 0.0]])
+    assert measure(logits.log_softmax(1), torch.tensor([1, 0]), ["a", "b"])[0]["nll"] == pytest.approx(250)
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy_bin_by_bin(plain) -> None:

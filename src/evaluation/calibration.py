@@ -3,10 +3,12 @@
 Said once: log-probabilities are float (N, K), whose exponentials sum to 1 over a row; labels int64 (N,).
 """
 
+import math
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy
 
 from src.evaluation.intervals import wilson
 
@@ -32,15 +34,13 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float | None:
     """
     from scipy.optimize import minimize_scalar
 
-    logits = log_probabilities.double()
-    low, high = torch.tensor(TEMPERATURES).log().tolist()
+    logits, (low, high) = log_probabilities.double(), map(math.log, TEMPERATURES)
 
     def nll(log_temperature: float) -> float:
-        return nll_loss((logits / torch.tensor(log_temperature).exp()).log_softmax(dim=1), labels).item()
+        return cross_entropy(logits / math.exp(log_temperature), labels).item()
 
     found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    inside = min(found.x - low, high - found.x) > 1e-3
-    return float(torch.tensor(found.x).exp()) if inside else None
+    return math.exp(found.x) if min(found.x - low, high - found.x) > 1e-3 else None
 
 
 def confidence_bins(confidence: Tensor, right: Tensor, bins: int = 15) -> pd.DataFrame:

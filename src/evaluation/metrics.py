@@ -1,15 +1,15 @@
 """Measures of a classifier's predictions.
 
-Said once: images are float (B, C, S, S), probabilities float (N, K) with rows that sum to 1, labels int64 (N,).
+Said once: images are float (B, C, S, S), probabilities float (N, K) with rows that sum to 1, labels int64 (N,). A
+probability may be too small for a float, its logarithm is not.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import nll_loss, pad
 from torchmetrics.functional import classification as tm
 
 from src.evaluation.calibration import confidence_bins
@@ -35,8 +35,10 @@ def views(images: Tensor, tta: str) -> Iterator[Tensor]:
             yield shifted.flip(-1)
 
 
-def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[dict[str, float], pd.DataFrame]:
-    """Metrics of predictions, and a data frame with one row a class.
+def measure(
+    log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]
+) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
+    """Metrics of predictions, a data frame with one row a class, and the bins of ece, see `confidence_bins`.
 
     The metrics: nll (negative log-likelihood in nats, of one meaning for all runs; a run's own `loss` may be smoothed,
     weighted or another one), brier (sum over classes of the squared error of the probabilities, 0 to 2: Brier 1950),
@@ -44,11 +46,11 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
     classes that have images of precision, recall and f1, and ece, the expected calibration error (Guo et al. 2017,
     equation 3) of 15 bins.
     """
-    k, confidence = len(classes), probabilities.max(dim=1)
-    of_label = probabilities.gather(1, labels[:, None])[:, 0]
-    right = confidence.indices == labels
+    k, probabilities = len(classes), log_probabilities.exp()
+    confidence, guess = probabilities.max(dim=1)
+    right, of_label = guess == labels, probabilities.gather(1, labels[:, None])[:, 0]
     low, high = wilson(int(right.sum()), len(right))
-    bins = confidence_bins(confidence.values, right)
+    bins = confidence_bins(confidence, right)
     # what each is of one class; its accuracy is its recall
     functions = {"accuracy": tm.multiclass_recall, "precision": tm.multiclass_precision, "recall": tm.multiclass_recall}
     frame = pd.DataFrame({"class": list(classes), "images": labels.bincount(minlength=k).numpy()})
@@ -57,20 +59,21 @@ def measure(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> tu
         frame.loc[frame["images"] == 0, name] = np.nan
     top5 = {"acc_top5": tm.multiclass_accuracy(probabilities, labels, k, average="micro", top_k=5)} if k > 5 else {}
     metrics = {
-        "nll": -of_label.clamp_min(torch.finfo(of_label.dtype).tiny).log().mean(),
+        "nll": nll_loss(log_probabilities, labels),
         "brier": (probabilities.square().sum(dim=1) - 2 * of_label + 1).mean(),
         **{"acc": right.double().mean(), "acc_low": low, "acc_high": high},
         **top5,
         **frame[["precision", "recall", "f1"]].mean(),
         "ece": ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / len(right),
     }
-    return {name: float(value) for name, value in metrics.items()}, frame
+    return {name: float(value) for name, value in metrics.items()}, frame, bins
 
 
-def predictions(probabilities: Tensor, labels: Tensor, classes: Sequence[str], **measured: Tensor) -> pd.DataFrame:
+def predictions(
+    image: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str], **measured: Tensor
+) -> pd.DataFrame:
     """A row an image: its place in the split, label, prediction, confidence, what else was `measured`, `p_<class>`."""
     rows, names = probabilities.numpy(), np.array(classes)
-    frame = pd.DataFrame({"label": names[labels.numpy()], "prediction": names[rows.argmax(axis=1)]})
-    frame = frame.assign(confidence=rows.max(axis=1), **{name: values.numpy() for name, values in measured.items()})
-    frame = frame.join(pd.DataFrame(rows, columns=[f"p_{name}" for name in classes]))
-    return frame.rename_axis("image").reset_index()
+    told = {"image": image, "label": names[labels.numpy()], "prediction": names[rows.argmax(axis=1)]}
+    frame = pd.DataFrame({**told, "confidence": rows.max(axis=1), **measured})
+    return frame.join(pd.DataFrame(rows, columns=[f"p_{name}" for name in classes]))

@@ -9,7 +9,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jinja2 import Environment, FileSystemLoader
@@ -68,7 +67,7 @@ class Audit:
         log.info("comparing %s images", f"{len(images):,}")
         found = [*wrong_labels(images, judged), *duplicates(images, views.to(device)), *showing_nothing(images, data)]
         frame = evaluation.tables["audit"] = listed(images, found, data.classes)
-        evaluation.metrics |= without(images, frame, evaluation.tables["predictions"], evaluation.cfg.split)
+        evaluation.metrics |= without(frame, evaluation.tables["predictions"], evaluation.cfg.split)
         evaluation.pages["audit"] = page(evaluation, data, images, frame, judged)
 
     def _out_of_fold(self, run: Run, device: Any, pixels: pd.Series) -> Tensor:
@@ -183,15 +182,12 @@ def listed(images: pd.DataFrame, found: list[pd.DataFrame], classes: list[str]) 
     return lines.astype({"of_image": "Int64"})[list(COLUMNS)]
 
 
-def without(images: pd.DataFrame, frame: pd.DataFrame, predictions: pd.DataFrame, split: str) -> dict[str, float]:
-    """Metrics of a split, by the predictions of those of its images that can be read, in order."""
-    right = (predictions["label"] == predictions["prediction"]).to_numpy()
-    own = images["image"][(images["split"] == split) & (images["label"] >= 0)].to_numpy()[: len(right)]
-    mine = frame[frame["split"] == split]
+def without(frame: pd.DataFrame, predictions: pd.DataFrame, split: str) -> dict[str, float]:
+    """How many images of a split are suspects, and its accuracy without them; NaN where they are all."""
+    right, mine = predictions["label"] == predictions["prediction"], frame[frame["split"] == split]
 
     def accuracy(left_out: pd.DataFrame) -> float:
-        kept = ~np.isin(own, left_out["image"])
-        return float(right[kept].mean()) if kept.any() else float("nan")
+        return float(right[~predictions["image"].isin(left_out["image"])].mean())
 
     return {
         "suspects": float(len(mine.drop_duplicates(["image", "file"]))),

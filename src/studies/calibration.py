@@ -44,34 +44,31 @@ class Calibration:
 
     def __call__(self, evaluation: Evaluation) -> None:
         run, held = evaluation.run, Predictions(evaluation.run.classes, "none")
-        options = {"callbacks": [ProgressBar(), held], "logger": False, "enable_checkpointing": False}
-        build(run.config.trainer, **options).test(run.model, self.datamodule, verbose=False)
+        trainer = build(run.config.trainer, callbacks=[ProgressBar(), held], logger=False, enable_checkpointing=False)
+        trainer.test(run.model, self.datamodule, verbose=False)
         temperature = fit_temperature(held.logs, held.labels)
         if temperature is None:
-            log.warning(
-                "no temperature was fitted: the %d validation images are all right, or all chance", len(held.labels)
-            )
-            return
+            why = f"the {len(held.labels)} validation images are all right, or all chance"
+            return log.warning("no temperature was fitted: %s", why)
         evaluated = next(each for each in evaluation.trainer.callbacks if isinstance(each, Predictions))
-        probabilities = scaled(evaluated.logs, temperature)
-        after = measure(probabilities, evaluated.labels, run.classes)[0]
+        logs = scaled(evaluated.logs, temperature)
+        after = measure(logs, evaluated.labels, run.classes)[0]
         evaluation.metrics["temperature"] = temperature
         evaluation.metrics |= {f"{name}_calibrated": after[name] for name in MEASURES}
         if not evaluation.trainer.is_global_zero:
             return
-        confidence, guess = probabilities.max(dim=1)
+        confidence, guess = logs.exp().max(dim=1)
         title = f"{evaluation.title.partition(', tta=')[0]}, temperature {temperature:.3f}"
-        evaluation.figures["reliability_calibrated"] = figures.reliability(
-            confidence, guess == evaluated.labels, title=title
-        )
+        figure = figures.reliability(confidence, guess == evaluated.labels, title=title)
+        evaluation.figures["reliability_calibrated"] = figure
         record = {**run.origin, "temperature": temperature, "split": "val", "images": len(held.labels)}
         for name, value in (("before", 1.0), ("after", temperature)):
-            measured, _ = measure(scaled(held.logs, value), held.labels, run.classes)
+            measured = measure(scaled(held.logs, value), held.labels, run.classes)[0]
             record[name] = {each: measured[each] for each in MEASURES}
         evaluation.files.append(Path(evaluation.cfg.paths.output_dir or run.folder) / CALIBRATION)
         write_json(evaluation.files[-1], record)
 
 
 def scaled(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """The probabilities (N, K) of logits divided by a temperature, in double precision."""
-    return torch.softmax(log_probabilities.double() / temperature, dim=1)
+    """The log-probabilities (N, K) of logits divided by a temperature, in double precision."""
+    return torch.log_softmax(log_probabilities.double() / temperature, dim=1)

@@ -1,13 +1,13 @@
 """What a classifier's test gives: its predictions, the measures and the figures of them."""
 
 from collections.abc import Iterator
+from math import log
 from typing import Any
 
 import torch
 from lightning import Callback
 
 from src import figures
-from src.evaluation.calibration import confidence_bins
 from src.evaluation.metrics import measure, predictions, views
 from src.evaluation.slices import appearance, slices
 from src.studies import Evaluation
@@ -21,9 +21,9 @@ class Predictions(Callback):
         tta: the views to average over, see `src.evaluation.metrics.views`.
 
     Attributes:
-        logs, averaged: log-probabilities of the images as they are, which no logit is too small for, and probabilities
-            over their views, (N, K), on the CPU, after the test.
-        labels: (N,)
+        logs, averaged: log-probabilities of the images as they are, and those of the mean of the probabilities over
+            their views, (N, K), on the CPU, after the test.
+        labels, positions: (N,), the latter in the split, some of whose images may be unreadable.
         appearance: brightness and sharpness (N, 2).
     """
 
@@ -46,32 +46,26 @@ class Predictions(Callback):
         rows = torch.stack([each.float().log_softmax(dim=1) for each in logits])  # (views, B, K)
         spec = trainer.datamodule.preprocess.spec
         seen = appearance(batch[0], spec["mean"], spec["std"])
-        self.parts.append((rows[0], rows.exp().mean(dim=0), batch[1], seen))
+        self.parts.append((rows[0], rows.logsumexp(dim=0) - log(len(rows)), batch[1], seen))
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         parts = [torch.cat(part) for part in zip(*self.parts, strict=True)]
         if trainer.world_size > 1:  # rank r holds images r, r + world, r + 2 world, ...: (world, n, ...)
             parts = [pl_module.all_gather(part).transpose(0, 1).flatten(0, 1) for part in parts]
-        counted = parts[2] >= 0  # others fill up batches
+        counted = parts[2] >= 0  # others fill up batches, or cannot be read
+        self.positions = counted.nonzero()[:, 0].cpu()
         self.logs, self.averaged, self.labels, self.appearance = (part[counted].cpu() for part in parts)
 
     def __call__(self, evaluation: Evaluation) -> None:
-        measured, per_class = measure(self.logs.exp(), self.labels, self.classes)
+        measured, per_class, bins = measure(self.logs, self.labels, self.classes)
         if self.tta != "none":
-            averaged, per_class = measure(self.averaged, self.labels, self.classes)
+            averaged, per_class, bins = measure(self.averaged, self.labels, self.classes)
             measured |= {f"{name}_tta": value for name, value in averaged.items()}
         evaluation.metrics = {**measured, **evaluation.metrics}
-        brightness, sharpness = self.appearance.T
-        seen = {"brightness": brightness, "sharpness": sharpness}
-        frame = predictions(self.averaged, self.labels, self.classes, **seen)
-        confidence, guess = self.averaged.max(dim=1)
-        bins = confidence_bins(confidence, guess == self.labels)
-        evaluation.tables |= {
-            "per_class": per_class,
-            "predictions": frame,
-            "reliability": bins,
-            "slices": slices(frame),
-        }
+        seen = dict(zip(("brightness", "sharpness"), self.appearance.T, strict=True))
+        frame = predictions(self.positions, self.averaged.exp(), self.labels, self.classes, **seen)
+        tables = {"per_class": per_class, "predictions": frame, "reliability": bins, "slices": slices(frame)}
+        evaluation.tables |= tables
         if evaluation.trainer.is_global_zero:
             evaluation.figures |= dict(draw(evaluation, self.classes))
 
