@@ -49,7 +49,8 @@ class Calibration:
         temperature = fit_temperature(held.logs, held.labels)
         if temperature is None:
             why = f"the {len(held.labels)} validation images are all right, or all chance"
-            return log.warning("no temperature was fitted: %s", why)
+            log.warning("no temperature was fitted: %s", why)
+            return
         evaluated = next(each for each in evaluation.trainer.callbacks if isinstance(each, Predictions))
         logs = scaled(evaluated.logs, temperature)
         after = measure(logs, evaluated.labels, run.classes)[0]
