@@ -224,12 +224,16 @@ def _shown(rows: list[Row], runs: Mapping[str, Record]) -> list[Record]:
 
 
 def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[str, list[Any]]]:
-    """By data set, and by what tells a row from the others, the histories of its runs."""
+    """By data set, and by what tells a row from the others on it, the histories of its runs."""
     histories: dict[str, dict[str, list[Any]]] = {}
-    for row in rows:
-        label = ", ".join(f"{key}={value}" for key, value in row.differing.items() if value and key != "data")
-        if alike := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
-            histories.setdefault(row.differing["data"], {}).setdefault(label, []).extend(alike)
+    for data in dict.fromkeys(row.differing["data"] for row in rows):
+        alike = [row for row in rows if row.differing["data"] == data]
+        telling = tables.differing([row.differing for row in alike])
+        for row in alike:
+            told = [f"{key}={row.differing[key]}" for key in telling if row.differing[key]]
+            label = ", ".join(told) or f"model={row.differing['model']}"
+            if found := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
+                histories.setdefault(data, {}).setdefault(label, []).extend(found)
     return histories
 
 

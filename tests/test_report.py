@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from src import figures
-from src.report import compare, networks, read_run, read_runs, report
+from src.report import _histories, compare, networks, read_run, read_runs, report
 from src.runs.table import Row, brief, overview
 from tests.conftest import run_command, run_well
 
@@ -71,6 +71,14 @@ def test_runs_that_differ_by_seed_alone_are_one_row(tmp_path: Path) -> None:
     assert list(frame.columns) == ["model", "data", "given", "n", "val/acc", "test/acc", "seconds", "run"]
     assert list(frame.values[0]) == ["vgg11", "digits", "optimizer.lr=0.1", "3", *numbers[1:3], "90.0", ""]
     assert "val/loss" in brief(rows, ["val/f1"]), "all, where the one asked for was not measured"
+
+
+def test_a_curves_legend_says_what_differs_on_its_data_set(tmp_path: Path) -> None:
+    for i, given in enumerate([["seed=0"], ["seed=1"], ["optimizer.lr=0.5"], ["data=stl10", "optimizer.lr=0.3"]]):
+        make_run(tmp_path / str(i), *given)
+    found = read_runs([tmp_path])[0]
+    lengths = {data: {k: len(v) for k, v in of.items()} for data, of in _histories(compare(found), found).items()}
+    assert lengths == {"digits": {"model=vgg11": 2, "optimizer.lr=0.5": 1}, "stl10": {"model=vgg11": 1}}
 
 
 def test_the_folds_of_a_sweep_are_one_row_beside_a_run_on_all_images(tmp_path: Path) -> None:
