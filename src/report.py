@@ -24,16 +24,16 @@ from typing import Any
 
 import pandas as pd
 
-from src import cli, errors
+from src import cli
 from src.data.official import OFFICIAL
 from src.runs import table as tables
-from src.runs.build import build, compose, mode_of
-from src.runs.folder import CONF, find_runs, read_config, write_csv, write_whole
+from src.runs.build import mode_of
+from src.runs.folder import find_runs, read_config, write_csv, write_whole
 from src.runs.record import read_choices, read_metrics, read_numbers, read_overrides, read_results
 from src.runs.rules import RULES
 from src.runs.table import REPEATS, Row, repeated
-from src.runs.values import check_values
 from src.studies import comparison, evidence
+from src.studies.networks import SIZE, networks
 
 # Settings of where a run lies and who watches it, as they begin; they do not tell configurations apart.
 ASIDE = (
@@ -43,7 +43,6 @@ ASIDE = (
 )
 MOST = 10  # runs whose figures go into the page
 FILES = ("report.html", "report.md", "summary.csv", "summary.json", "runs.csv")
-SIZE = ("data.num_classes=1000", "data.image_size=224")  # what networks are measured at by default
 
 
 @dataclass
@@ -175,8 +174,8 @@ def compare(runs: Mapping[str, Record]) -> list[Row]:
     bests = [run.results["best"] for run in done if run.results.get("best")]
     modes = {best["metric"]: best.get("mode") or mode_of(best["metric"]) for best in bests}
     rows: list[Row] = []
-    for data in sorted({run.differing["data"] for run in done}):
-        alike = [run for run in done if run.differing["data"] == data]
+    for data in sorted({data_of(run.differing) for run in done}):
+        alike = [run for run in done if data_of(run.differing) == data]
         found = tables.group([(run.name, run.settings, run.numbers) for run in alike], modes)
         known = tables.columns(row.metrics for row in found)
         chosen = [run.results["best"]["metric"] for run in alike if run.results.get("best")]
@@ -188,6 +187,11 @@ def compare(runs: Mapping[str, Record]) -> list[Row]:
     for row, own in zip(rows, said, strict=True):
         row.differing = {key: own.get(key, "") for key in keys}
     return rows
+
+
+def data_of(differing: Mapping[str, str]) -> str:
+    """The data set of a run, whose metrics are compared with those of others on it alone."""
+    return " ".join(differing[key] for key in ("data", "data.name") if differing.get(key))
 
 
 def _every(runs: Iterable[Record]) -> pd.DataFrame:
@@ -226,8 +230,8 @@ def _shown(rows: list[Row], runs: Mapping[str, Record]) -> list[Record]:
 def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[str, list[Any]]]:
     """By data set, and by what tells a row from the others on it, the histories of its runs."""
     histories: dict[str, dict[str, list[Any]]] = {}
-    for data in dict.fromkeys(row.differing["data"] for row in rows):
-        alike = [row for row in rows if row.differing["data"] == data]
+    for data in dict.fromkeys(data_of(row.differing) for row in rows):
+        alike = [row for row in rows if data_of(row.differing) == data]
         telling = tables.differing([row.differing for row in alike])
         for row in alike:
             told = [f"{key}={row.differing[key]}" for key in telling if row.differing[key]]
@@ -235,32 +239,6 @@ def _histories(rows: list[Row], runs: Mapping[str, Record]) -> dict[str, dict[st
             if found := [runs[name].history for name in row.runs if len(runs[name].history["epoch"])]:
                 histories.setdefault(data, {}).setdefault(label, []).extend(found)
     return histories
-
-
-def networks(overrides: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The costs of the networks of conf/model, at `SIZE` unless the overrides say otherwise.
-
-    Returns:
-        A row a network, see `src.networks.cost.Cost`, and why the others could not be built.
-    """
-    import torch
-
-    from src.networks.cost import describe
-
-    if wrong := [word for word in overrides if "=" not in word]:
-        raise ValueError(f"{wrong[0]}: options are written KEY=VALUE, such as data.image_size=224")
-    given = dict(word.split("=", 1) for word in [*SIZE, *overrides])
-    every = ",".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
-    costs, failed = {}, {}
-    for name in given.pop("model", every).split(","):
-        cfg = compose("train", [f"model={name}", *(f"{key}={value}" for key, value in given.items())])
-        check_values(cfg, "train")
-        try:
-            with torch.device("meta"):  # shapes without memory or work
-                costs[name] = describe(build(cfg.model.network), cfg.data.image_size, cfg.data.channels)
-        except errors.USER_ERRORS as error:
-            failed[name] = str(errors.user_error(error)).splitlines()[0]
-    return pd.DataFrame(list(costs.values()), index=pd.Index(costs, name="network")), failed
 
 
 def main() -> None:
@@ -273,6 +251,9 @@ def main() -> None:
     parser.add_argument("--paper", action="store_true", help="write paper/ as well: PDF, SVG, LaTeX and facts")
     args = parser.parse_args()
     with cli.one_line_errors("train", os.environ.get("HYDRA_FULL_ERROR") == "1"):
+        taken = {"networks": (), "results": (), "compare": ("out",)}.get(args.paths[0], ("out", "paper"))
+        if idle := [name for name in ("out", "paper") if getattr(args, name) and name not in taken]:
+            raise ValueError(f"src.report {args.paths[0]} takes no --{idle[0]}")
         if args.paths[0] == "networks":
             costs, failed = networks(args.paths[1:])
             at = " ".join({word.partition("=")[0]: word for word in [*SIZE, *args.paths[1:]]}.values())

@@ -52,8 +52,9 @@ def sample(cfg: DictConfig) -> tuple[dict[str, float], dict[str, Any]]:
     rows = images.unflatten(0, (len(names), cfg.count)).numpy()
     sheet = figures.sample_sheet(rows[:, :ACROSS], names, f"{cfg.count} samples of each class, seed {cfg.seed}")
     files = [figures.save(sheet, output / "sample_sheet.png"), output / "images", output / "samples.npz"]
-    for name, row in zip(names, rows, strict=True):
-        folder = files[1] / re.sub(r"[^\w -]", "_", name)  # what lies in a run folder leads nowhere else
+    safe = [re.sub(r"[^\w -]", "_", name) for name in names]  # what lies in a run folder leads nowhere else
+    for name, place, row in zip(names, safe, rows, strict=True):
+        folder = files[1] / (place if safe.count(place) == 1 else f"{place} ({run.classes.index(name)})")
         for number, image in enumerate(row):
             figures.save_pixels(figures.tiled(image[None, None]), folder / f"{number:05d}.png")
     with whole(files[2]) as partial, partial.open("wb") as file:

@@ -354,7 +354,8 @@ def test_words_mean_groups_or_single_corruptions_and_frost_is_left_out_by_name()
 # A run under them
 
 
-def test_a_run_s_accuracies_are_those_of_a_plain_loop_over_corrupted_images(run: Path, capsys) -> None:
+def test_a_run_s_accuracies_are_those_of_a_plain_loop_over_corrupted_images(run: Path, capsys, caplog) -> None:
+    caplog.set_level("INFO")
     metrics, objects = evaluated(f"run={run}", "corruptions=[fog,weather]", "seed=3")
     opened = open_run(run)
     opened.datamodule.setup("test")
@@ -378,6 +379,7 @@ def test_a_run_s_accuracies_are_those_of_a_plain_loop_over_corrupted_images(run:
     assert objects["datamodule"].corrupts is None
     assert (run / "figures/corruptions.png").is_file()
     assert "brightness" in capsys.readouterr().out
+    assert f"snow: {100 * frame.loc['snow', 'mean']:.2f} %" in caplog.text
 
 
 def test_what_cannot_be_corrupted_is_refused_before_the_test(trained_run: Path) -> None:

@@ -306,6 +306,16 @@ def test_a_run_gives_a_sheet_and_its_samples_as_files(trained, tmp_path: Path) -
     assert len(list((tmp_path / "run/images").rglob("*.png"))) == 8
 
 
+def test_classes_whose_names_are_alike_as_folders_have_folders_of_their_own(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = ["c/d", "c:d", *map(str, range(2, 10))]
+    monkeypatch.setattr("src.runs.run.Run.classes", named)
+    sample(composed(f"run={trained[2]}", "count=2", name="sample", folder=tmp_path))
+    found = sorted(path.name for path in (tmp_path / "run/images").iterdir())
+    assert found == sorted(["c_d (0)", "c_d (1)", *named[2:]])
+
+
 def test_what_cannot_be_sampled_is_told(trained, trained_run: Path, tmp_path: Path) -> None:
     for given, message in {
         "classes=[cat]": "no cat; it knows 0, 1",

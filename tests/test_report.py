@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from src import figures
-from src.report import _histories, compare, networks, read_run, read_runs, report
+from src.report import _histories, compare, main, read_run, read_runs, report
 from src.runs.table import Row, brief, overview
+from src.studies.networks import networks
 from tests.conftest import run_command, run_well
 
 
@@ -101,6 +102,28 @@ def test_runs_on_other_images_are_no_repeats_wherever_the_images_lie(tmp_path: P
     rows = rows_of(tmp_path)
     assert [row.runs for row in rows] == [["0", "2"], ["1"]]
     assert [row.differing["data.root"] for row in rows] == ["/birds", "/flowers"]
+
+
+def test_runs_on_two_sets_of_torchvision_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+    for i, (name, value) in enumerate([("MNIST", 0.99), ("SVHN", 0.9), ("SVHN", 0.8)]):
+        more: dict[str, Any] = {"optimizer": {"lr": i}, "data": {"_target_": "torchvision", "name": name}}
+        make_run(tmp_path / str(i), "data=torchvision", f"data.name={name}", f"optimizer.lr={i}", val=value, **more)
+    found = read_runs([tmp_path])[0]
+    histories = _histories(compare(found), found)
+    assert {data: list(of) for data, of in histories.items()} == {
+        "torchvision MNIST": ["model=vgg11"],
+        "torchvision SVHN": ["optimizer.lr=1", "optimizer.lr=2"],
+    }
+
+
+@pytest.mark.parametrize("words", [["networks", "--paper"], ["results", "--out=x"], ["compare", "a", "b", "--paper"]])
+def test_an_option_that_a_report_of_another_kind_takes_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"src.report {words[0]} takes no --{'out' if words[0] == 'results' else 'paper'}" in capsys.readouterr().err
 
 
 def test_what_is_no_difference_between_configurations(tmp_path: Path) -> None:

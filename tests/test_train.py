@@ -16,7 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
 
 from src.callbacks.throughput import Throughput
+from src.data.base import ImageDataModule
 from src.eval import evaluate
+from src.figures import Figure
 from src.networks.cost import describe
 from src.runs.build import build_model
 from src.runs.folder import CONF, events_folder
@@ -110,6 +112,22 @@ def test_a_network_may_be_kept_in_other_numbers_than_of_32_bits(config, precisio
     assert next(objects["model"].parameters()).dtype == {"b": torch.bfloat16, "6": torch.float64}[precision[0]]
     assert metrics["test/acc"] == pytest.approx(evaluate(config(f"run={folder}", name="eval"))[0]["test/acc"])
     assert measured(objects).flops > 0
+
+
+def test_images_that_cannot_be_read_are_in_no_picture_of_the_validation(config, monkeypatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("src.figures.examples", lambda *shown: given.append(shown) or Figure(1, 1))
+    examples = ImageDataModule.examples
+
+    def one_is_broken(self: Any, split: str, chosen: int) -> Any:
+        images, labels = examples(self, split, chosen)
+        return images, labels.index_fill(0, torch.tensor([2]), -1) if split == "val" else labels
+
+    monkeypatch.setattr(ImageDataModule, "examples", one_is_broken)
+    train_here(config(*QUICK, "trainer.max_epochs=1", "callbacks.tensorboard_pictures.images=5"))
+    (images, labels, probabilities, *_) = given[-1]
+    assert len(images) == len(labels) == len(probabilities) == 4
+    assert min(labels) >= 0
 
 
 def test_the_clock_is_read_once_the_device_has_done_what_it_was_given(monkeypatch) -> None:

@@ -60,12 +60,15 @@ class TensorBoardPictures(Callback):
         if (writer := tensorboard_writer(trainer)) is None or not data.size("val") or not answers:
             return
         images, labels = data.examples("val", self.images)
+        if labels.ndim > 1 or not (labels >= 0).any():
+            return  # several labels an image, or no image that can be read
+        images, labels = images[labels >= 0], labels[labels >= 0]
         with looking_at(pl_module):
             shown = data.preprocess.to(pl_module.device)(images.to(pl_module.device))
             logits = pl_module(trainer.precision_plugin.convert_input(shown))
         classifies = isinstance(logits, torch.Tensor) and logits.shape == (len(images), len(data.classes))
-        if not classifies or labels.ndim > 1:
-            return  # no classifier to one label
+        if not classifies:
+            return
         probabilities = logits.softmax(dim=1).float().cpu().numpy()
         figure = figures.examples(images.numpy(), labels.numpy(), probabilities, data.classes, "Validation images")
         writer.add_image("val/predictions", figures.pixels(figure), trainer.global_step, dataformats="HWC")

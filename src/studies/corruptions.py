@@ -1,5 +1,7 @@
 """How a classifier does on corrupted images: a test of the module for each corruption and severity."""
 
+import logging
+import sys
 from itertools import product
 from typing import Any
 
@@ -13,9 +15,10 @@ from src.callbacks.processor import Processor
 from src.evaluation.corruptions import ALL, GROUPS, Corruption, chosen
 from src.runs.build import build
 from src.runs.run import Run
-from src.runs.table import rich_table
+from src.runs.table import rich_table, shown
 from src.studies import Evaluation
 
+log = logging.getLogger(__name__)
 SEVERITIES = [1, 2, 3, 4, 5]
 
 
@@ -39,6 +42,8 @@ class Corruptions:
             data.corrupts = Corruption(name, severity, *place)
             (means,) = trainer.test(run.model, datamodule=data, verbose=False)
             frame.loc[name, severity] = means["test/acc"]
+            if main and severity == SEVERITIES[-1] and not sys.stdout.isatty():  # where no bar moves
+                log.info("%s: %s", name, shown("acc", frame.loc[name].mean()))
         data.corrupts = None
         frame["mean"] = frame[SEVERITIES].mean(axis=1)
         for word, its in self.chosen.items():
@@ -50,7 +55,7 @@ class Corruptions:
         panels = {group: dict(part.iterrows()) for group, part in rows.items() if len(part)}
         title = f"{evaluation.title}, corruptions regenerated after Hendrycks and Dietterich (2019)"
         evaluation.figures["corruptions"] = figures.corruption_curves(panels, evaluation.metrics["acc"], title)
-        shown = (100 * frame).round(2).astype(str).reset_index()
+        percent = (100 * frame).round(2).astype(str).reset_index()
         held = f"; all are {len(ALL)} of their 15, without frost" if "all" in self.chosen else ""
         source = f"regenerated after Hendrycks and Dietterich (2019){held}"
-        rich_print(rich_table(shown, "accuracy in % by severity", source))
+        rich_print(rich_table(percent, "accuracy in % by severity", source))

@@ -1,5 +1,6 @@
 """What a report writes for a paper: figures without titles, the table, a reproducibility sheet. Loads no torch."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +32,7 @@ def write(
     texts["reproducibility.md"] = reproducibility(rows, {name: run.results for name, run in runs.items()})
     for name, text in texts.items():
         write_whole(folder / name, text)
-    drawn = {f"compare_{data}": figures.compare(alike) for data, alike in compared.items()}
+    drawn = {re.sub(r"\W+", "_", f"compare_{data}"): figures.compare(alike) for data, alike in compared.items()}
     for run in shown:
         name = run.name.replace("/", "_")  # jobs of two sweeps lie in folders of one name
         if len(run.history["epoch"]):
