@@ -40,6 +40,13 @@ def test_it_is_kept_whole_small_and_without_traces_of_a_machine(path: Path) -> N
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/|Error|Warning", json.dumps(shown(notebook)))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_it_imports_is_there(path: Path) -> None:
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for line in re.findall(r"^(?:from|import) .+", "\n".join(cells), re.MULTILINE):
+        exec(line, {})
+
+
 def shown(notebook: nbformat.NotebookNode) -> list[str]:
     """The text that the outputs have."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

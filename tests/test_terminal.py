@@ -1,5 +1,6 @@
 """What a training shows in a terminal: the table of layers before it, a line for each epoch."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from src.callbacks.progress import described
 from src.callbacks.summary import Summary
 from src.runs.build import build_model
+from src.runs.told import print_results
 from tests.conftest import composed
 
 
@@ -39,3 +41,13 @@ def test_an_epoch_is_a_line_or_where_that_is_wider_than_the_terminal_two() -> No
     whole = f"epoch   3  {train}  {val}  {speed}"
     assert described(3, 7.21, METRICS, float("inf")) == described(3, 7.21, METRICS, len(whole)) == whole
     assert described(3, 7.21, METRICS, 80).splitlines() == [f"epoch   3  {train}  {speed}", f"           {val}"]
+
+
+def test_the_table_at_the_end_has_the_metrics_in_the_order_in_which_they_were_logged(capsys, tmp_path: Path) -> None:
+    metrics = {"val/loss": 0.5, "val/acc": 0.75, "train/images_per_s": 1234.0, "train/loss": 0.25, "lr-SGD": 0.1}
+    results = {"metrics": metrics, "epochs": 1, "seconds": 2.0, "parameters": 3, "utilisation": None, "best": None}
+    print_results(results, tmp_path)
+    rows = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["loss", "0.2500", "0.5000"], ["acc", "", "75.00 %"], ["images_per_s", "1,234"],
+    ]  # fmt: skip

@@ -36,12 +36,13 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
 
     from src.runs.table import rich_table, shown
 
-    cells: dict[str, dict[str, str]] = {"train": {}, "val": {}, "test": {}}
+    cells: dict[str, dict[str, str]] = {}  # by metric, in the order in which they were logged, and by stage
     for key, value in results["metrics"].items():
         stage, _, name = key.partition("/")
-        if stage in cells:
-            cells[stage][name] = shown(name, value)
-    table = pd.DataFrame({stage: of for stage, of in cells.items() if of}).fillna("").rename_axis("").reset_index()
+        if stage in ("train", "val", "test"):
+            cells.setdefault(name, {})[stage] = shown(name, value)
+    table = pd.DataFrame(list(cells.values()), index=pd.Index(list(cells), name=""))
+    table = table[[stage for stage in ("train", "val", "test") if stage in table]].fillna("").reset_index()
     epochs = f"{results['epochs']} epoch{'s' * (results['epochs'] != 1)}"
     used = results["utilisation"]
     share = f", {100 * used:.0f} % of the {results['matmul_gflops']:,.0f} GFLOP/s of a matrix product" if used else ""
