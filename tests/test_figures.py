@@ -247,3 +247,10 @@ def test_a_figure_is_the_same_picture_as_file_pixels_and_notebook_output(tmp_pat
     picture = figures.pixels(figure)
     assert picture.shape[:2] == tuple(round(side * 160) for side in figure.get_size_inches()[::-1])
     assert (picture == 128).all(axis=2).mean() > 0.3
+
+
+@pytest.mark.parametrize(("count", "columns"), [(24, 4), (10, 5), (7, 4), (5, 5), (4, 4), (2, 2), (1, 1)])
+def test_a_grid_of_images_leaves_as_few_holes_as_it_can(count: int, columns: int) -> None:
+    images, rows = np.zeros((count, 3, 8, 8), np.uint8), np.full((count, 2), 0.5)
+    axes = figures.examples(images, np.zeros(count, int), rows, ["automobile", "ship"]).axes[0]  # five fit
+    assert len({round(text.get_position()[0], 3) for text in axes.texts}) == columns

@@ -15,11 +15,13 @@ Names = Sequence[str]
 
 
 def _grid(images: Images, captions: Names, frames: Names, most: int, width: float, height: float, title: str) -> Figure:
-    """Images, at most ``most`` in a row, each in a frame of its colour and ``width`` by ``height`` inches of room.
+    """Images, each in a frame of its colour and ``width`` by ``height`` inches of room.
 
-    All are drawn into one pair of axes, whose unit is an inch: a pair for each would take many times as long.
+    At most ``most`` are in a row, fewer where these leave fewer holes in the last. All are drawn into one
+    pair of axes, whose unit is an inch: a pair for each would take many times as long.
     """
-    columns = max(1, min(most, len(images)))
+    some = range(max(1, min(most, len(images))), most // 2, -1)
+    columns = min(some, key=lambda each: -len(images) % each, default=max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     lines = title.split("\n")
     room = max(columns * width, 4.2, 0.1 * max(map(len, lines)) + 0.2)  # inches, a letter of the title has 0.1
