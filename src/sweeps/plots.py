@@ -1,5 +1,6 @@
 """Pictures of a search: Optuna's own, in the house style."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ def draw(study: optuna.Study, metrics: list[str], folder: Path) -> dict[str, dic
     folder.mkdir(exist_ok=True)
     with house_style_for_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are experimental
+        # Choices that are numbers are meant as words, which it would tell at each plot.
+        logging.getLogger("matplotlib.category").setLevel(logging.WARNING)
         for i, metric in enumerate(metrics):
             target = (lambda trial, i=i: trial.values[i]) if len(metrics) > 1 else None
             suffix = f"_{metric.replace('/', '_')}" if target else ""
