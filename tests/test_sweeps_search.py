@@ -104,14 +104,15 @@ def test_a_search_prunes_finds_the_top_and_draws_it_without_torch(standin: Stand
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
 
 
-def test_a_search_that_is_stopped_goes_on_with_the_trials_that_ran(standin: Standin) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_search_that_is_ended_goes_on_with_the_trials_that_ran(standin: Standin, how: int) -> None:
     sweep = [OPTUNA, LR, "hydra.sweeper.n_trials=4", "kind=gated", "epochs=6", "hydra.launcher.n_jobs=2"]
     standin.allow(1)
     process = standin.start(*sweep)
     for number in (0, 1):
         standin.wait_for(f"{number}/checkpoints/last.ckpt")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    process.send_signal(how)
+    assert process.wait(60) == (130 if how == signal.SIGTERM else -how)
     standin.allow(6)
     code, output = standin.sweep(*sweep)
     assert code == 0, output
