@@ -43,12 +43,15 @@ def kaiming_(network: nn.Module, linear: bool = False) -> None:
                 nn.init.zeros_(module.bias)
 
 
+WEIGHTS_A_PLACE = 50_000  # a convolution of so many for each place of its maps is quicker as a matrix product
+
+
 class Conv2d(nn.Conv2d):
     """torch's, but a matrix product for small maps in bfloat16 on processors with AMX, where it is quicker.
 
-    oneDNN's 3x3 convolution takes 5 times as long for maps (250, 512, 2, 2) and 2.4 times as long for (250, 512, 4, 4),
-    0.8 times as long for (250, 256, 8, 8), and 0.8 times for (128, 512, 4, 4) without AMX (forward and backward, n = 1,
-    2 cores of an Intel Xeon, torch 2.15.0).
+    oneDNN's 3x3 convolution takes 2.9 times as long for maps (250, 512, 2, 2), 2.1 times for (250, 512, 4, 4) and 1.6
+    times for (125, 160, 2, 2), 0.95 times as long for (125, 256, 4, 4) and 0.7 times for (125, 96, 4, 4); without AMX
+    0.8 times for (128, 512, 4, 4). (Forward and backward, 2 cores of an Intel Xeon, torch 2.15.0.)
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -61,7 +64,8 @@ class Conv2d(nn.Conv2d):
         if input.device.type != "cpu" or not has_amx():
             return False
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        small = dtype == torch.bfloat16 and input.shape[2] * input.shape[3] <= 16 and self.in_channels >= 64
+        area = input.shape[2] * input.shape[3]
+        small = dtype == torch.bfloat16 and area <= 16 and self.weight.numel() >= WEIGHTS_A_PLACE * area
         centred = all(side % 2 for side in self.kernel_size)
         centred &= self.padding in ("same", tuple(side // 2 for side in self.kernel_size))
         plain = self.stride == self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
