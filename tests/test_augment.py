@@ -51,9 +51,18 @@ def test_mistakes_get_one_clear_message(kind, options, message):
         kind(**options)(*pictures(), draw())
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_random_flip_mirrors_about_that_share_and_leaves_the_rest(p):
+@pytest.mark.parametrize(
+    ("p", "dtype", "layout"),
+    [
+        (0.0, torch.uint8, torch.contiguous_format),
+        (0.3, torch.uint8, torch.channels_last),
+        (0.3, torch.float32, torch.contiguous_format),
+        (1.0, torch.float64, torch.channels_last),
+    ],
+)
+def test_random_flip_mirrors_about_that_share_and_leaves_the_rest(p, dtype, layout):
     images, labels = pictures(1000, 3, 4)
+    images = images.to(dtype, memory_format=layout)
     out, _ = augment.RandomHorizontalFlip(p)(images, labels, draw(1000))
     flipped = draw(1000).uniform() < p
     expected = torch.stack([TF.hflip(x) if f else x for x, f in zip(images, flipped, strict=True)])
