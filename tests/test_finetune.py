@@ -46,12 +46,14 @@ class Watch(Callback):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
-def fit(*callbacks: Callback, epochs: int = 4, ckpt_path: Path | None = None, **options: Any) -> Watch:
-    """Trains Small, with a validation after each epoch; the first of the watched tensors are from before."""
+def fit(
+    *callbacks: Callback, epochs: int = 4, ckpt_path: Path | None = None, network: Small | None = None, **options: Any
+) -> Watch:
+    """Trains Small, or `network`, with a validation after each epoch; the first of the watched tensors are from before."""
     torch.manual_seed(0)
     scheduler = {"factory": CosineWithWarmup, "interval": "step", "needs_total_steps": True}
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
-    module = ImageClassifier(Small(), optimizer, scheduler=scheduler, **options)
+    module = ImageClassifier(network or Small(), optimizer, scheduler=scheduler, **options)
     watch = Watch()
     watch.states.append({n: t.clone() for n, t in module.network.state_dict().items()})
     loader = DataLoader(TensorDataset(torch.randn(12, 3, 6, 6), torch.arange(12) % 3), 4)
@@ -78,6 +80,13 @@ def test_the_backbone_is_frozen_with_its_statistics_until_it_is_told_to_train(
     before, first, second, third, fourth = fit(build(cfg.callbacks.finetune)).states
     assert changed(before, first) == changed(first, second) == HEAD
     assert changed(second, third) == changed(third, fourth) == ALL
+
+
+def test_what_the_network_itself_keeps_fixed_stays_fixed() -> None:
+    network = Small()
+    network.bn.weight.requires_grad_(False)  # type: ignore[operator,union-attr]
+    states = fit(Finetune(unfreeze_at=1), epochs=2, network=network).states
+    assert changed(states[1], states[2]) == ALL - {"bn.weight"}
 
 
 def test_a_linear_probe_never_trains_the_backbone(config: Callable[..., DictConfig]) -> None:

@@ -38,9 +38,14 @@ class Finetune(Callback):
                 f"callbacks=finetune trains the head first, and {type(self.network).__name__} does not say which that "
                 'is: give it an attribute, such as head = ("fc",).'
             )
+        self.backbone = [
+            (parameter, parameter.requires_grad)  # what the network itself keeps fixed stays so
+            for name, parameter in self.network.named_parameters()
+            if not in_head(name, self.network)
+        ]
         self._freeze(True)  # before the strategy wraps the module: DDP expects gradients of what is trainable then
         if isinstance(pl_module, Task):
-            pl_module.rate_factors = dict.fromkeys(self._backbone(), self.backbone_lr)
+            pl_module.rate_factors = {parameter: self.backbone_lr for parameter, _ in self.backbone}
         else:
             warnings.warn(
                 f"callbacks.finetune.backbone_lr={self.backbone_lr} is left to {type(pl_module).__name__}, which makes "
@@ -54,6 +59,10 @@ class Finetune(Callback):
                 f"(trainer.max_epochs={last}): only the head trains.",
                 stacklevel=2,
             )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._freeze(False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_train_epoch_start(trainer, pl_module)  # a run resumed within an epoch does not start that epoch
@@ -69,12 +78,9 @@ class Finetune(Callback):
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()
 
-    def _backbone(self) -> list[nn.Parameter]:
-        return [each for name, each in self.network.named_parameters() if not in_head(name, self.network)]
-
     def _freeze(self, frozen: bool) -> bool:
         """Takes the gradients of the backbone away, or gives them back; whether that changed anything."""
-        changed = [parameter for parameter in self._backbone() if parameter.requires_grad == frozen]
+        changed = [parameter for parameter, trains in self.backbone if trains and parameter.requires_grad == frozen]
         for parameter in changed:
             parameter.requires_grad_(not frozen)
         return bool(changed)
