@@ -104,11 +104,11 @@ def _predict(
 
 def _read(file: Path, side: int, channels: int = 3) -> Any:
     """The image as uint8 (channels, side, side), as a folder of training images is read, or why it cannot be read."""
-    from src.data.decode import decode
+    from src.data.decode import UNREADABLE, decode
 
     try:
         return decode(file, side, channels)
-    except Exception as error:  # a broken file can raise nearly anything in one of Pillow's many readers
+    except UNREADABLE as error:
         return str(error).replace(repr(str(file)), "").strip() or type(error).__name__
 
 

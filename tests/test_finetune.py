@@ -49,7 +49,7 @@ class Watch(Callback):
 def fit(
     *callbacks: Callback, epochs: int = 4, ckpt_path: Path | None = None, network: Small | None = None, **options: Any
 ) -> Watch:
-    """Trains Small, or `network`, with a validation after each epoch; the first of the watched tensors are from before."""
+    """Trains Small, or `network`, with a validation after each epoch; the first watched tensors are from before."""
     torch.manual_seed(0)
     scheduler = {"factory": CosineWithWarmup, "interval": "step", "needs_total_steps": True}
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)

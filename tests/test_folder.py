@@ -1,5 +1,6 @@
 """Folders of images: layouts, formats, the cache, and what can be wrong with them."""
 
+import io
 import os
 import resource
 import time
@@ -442,7 +443,16 @@ def test_a_folder_that_is_no_data_set_is_told_what_is_wrong_with_it(tmp_path, na
         ready(tmp_path / "images")
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut off"])
+def strange() -> bytes:
+    """An image in a format of games, damaged so that Pillow raises no OSError or ValueError."""
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "BLP")
+    content = bytearray(file.getvalue())
+    content[8] = 200  # its encoding
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", strange(), None], ids=["empty", "text", "strange", "cut off"])
 def test_broken_images_are_named_and_left_out_on_request(root, decoded, content):
     ready(root, val_size=0)
     good = paint(root.parent / "good.jpg", (9, 9, 9), (200, 200))

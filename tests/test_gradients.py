@@ -1,9 +1,12 @@
 """The norms of gradients against the steps that plain SGD makes of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from src.callbacks.gradients import GradientNorms
 from src.train import train
 from tests.conftest import QUICK, SILENT, train_here
 
@@ -47,3 +50,11 @@ def test_the_norm_of_a_gradient_is_that_of_the_step_by_the_learning_rate(config)
 def test_a_part_that_the_network_lacks_is_refused_and_those_it_has_are_named(config) -> None:
     with pytest.raises(ValueError, match=r"parts=conv1: no weights of the network; it has those of features, class"):
         train(config(*QUICK, *SILENT, *GRADIENTS[:1], "callbacks.gradients.parts=[conv1]"))
+
+
+def test_a_step_that_16_mixed_skips_does_not_count() -> None:
+    logged: dict[str, torch.Tensor] = {}
+    norms = GradientNorms(["conv"])
+    norms.norms["conv"] = [torch.tensor(1.0), torch.tensor(torch.inf), torch.tensor(3.0)]
+    norms.on_train_epoch_end(None, SimpleNamespace(log=logged.__setitem__))  # type: ignore[arg-type]
+    assert logged == {"train/grad_norm_conv": 2}

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 class GradientNorms(Callback):
     """Logs `train/grad_norm_PART`: the norm of a part's gradient before it is clipped, the mean of an epoch's steps.
 
+    Steps with infinite gradients, which 16-mixed skips, do not count.
+
     Args:
         parts: submodules of the module's network by name, such as "conv1" or "features.0".
 
@@ -49,7 +51,8 @@ class GradientNorms(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, norms in self.norms.items():
             if norms:
-                pl_module.log(f"train/grad_norm_{name}", torch.stack(norms).mean())
+                found = torch.stack(norms)
+                pl_module.log(f"train/grad_norm_{name}", found[found.isfinite()].mean())
                 norms.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """From an image, in a file or in Pillow, to a square of uint8."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as TF
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
+# what `decode` raises of a file that cannot be read, or Pillow where a Dataset opens it
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
 UPRIGHT = {  # by EXIF's orientation; ImageOps.exif_transpose writes the EXIF anew, and fails where it is damaged
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,15 +26,31 @@ UPRIGHT = {  # by EXIF's orientation; ImageOps.exif_transpose writes the EXIF an
 Box = Callable[[int, int], tuple[int, int, int, int]]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The image in a file. Anything else, such as a pipe, that it would wait for, is an error."""
-    if not os.path.isfile(path):
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Makes one kind of error of what Pillow's many readers raise of a broken file, which can be nearly anything."""
+    try:
+        yield
+    except UNREADABLE:
+        raise
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+@_reading()
+def open_image(source: str | Path | BytesIO) -> Image.Image:
+    """The image in a file, or in its bytes. Anything else, such as a pipe, that it would wait for, is an error."""
+    if not isinstance(source, BytesIO) and not os.path.isfile(source):
         raise FileNotFoundError("there is no file of that name")
-    return Image.open(path)
+    return Image.open(source)
 
 
 def decode(path: str | Path, side: int, channels: int = 3) -> np.ndarray:
-    """Read an image file as `square` makes it. Of an animation the first frame counts."""
+    """Read an image file as `square` makes it. Of an animation the first frame counts.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
     with open_image(path) as image:
         return square(image, side, channels)
 
@@ -41,6 +60,7 @@ def printable(name: str | Path) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
+@_reading()
 def square(image: Image.Image, side: int, channels: int, box: Box | None = None) -> np.ndarray:
     """An image as uint8 RGB, or grey with one channel, (channels, side, side): upright, resized bilinear, antialiased.
 
@@ -51,7 +71,7 @@ def square(image: Image.Image, side: int, channels: int, box: Box | None = None)
         box: None is the largest square in the centre.
 
     Raises:
-        ValueError: grey values of another range.
+        OSError, ValueError: it is broken, or has grey values of another range.
     """
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size

@@ -1,6 +1,6 @@
 """Images that a map-style torch `Dataset` gives, item by item: read into memory once, or streamed."""
 
-import io
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.decode import square
+from src.data.decode import open_image, square
 from src.data.memory import LazyImages
 from src.data.streaming import StreamingDataModule
 
@@ -131,7 +131,7 @@ def as_image(where: str, image: Any) -> Image.Image:
     """
     if isinstance(image, bytes | memoryview):
         try:
-            image = Image.open(io.BytesIO(image))
+            image = open_image(BytesIO(image))
         except UnidentifiedImageError as error:
             raise ValueError(f"{where}: {bytes(image[:8])!r}... is no image file.") from error
     if isinstance(image, Image.Image):
