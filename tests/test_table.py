@@ -147,6 +147,15 @@ def test_a_narrow_terminal_takes_more_lines_and_no_digit(width: int) -> None:
     )
 
 
+def test_words_give_way_to_numbers_while_there_is_room_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pd.DataFrame([["googlenet", "model.aux_weight=0.3", "24.92 ± 1.65 %"]], columns=["model", "given", "acc"])
+    for width, whole in ((41, True), (39, False)):
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        monkeypatch.setattr("rich.get_console", lambda console=console: console)
+        console.print(table.rich_table(frame))
+        assert (" 24.92 ± 1.65 % " in console.export_text()) == whole
+
+
 def test_a_summary_counts_failed_runs_and_holds_plain_numbers(tmp_path: Path) -> None:
     given: Runs = [(0, {"lr": "1"}, {"val/acc": 0.8}), (1, {"lr": "1", "seed": "1"}, None), (3, {"lr": "2"}, None)]
     rows = table.group(given)

@@ -231,13 +231,21 @@ def numeric(frame: pd.DataFrame) -> list[bool]:
 
 
 def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
-    """A frame of text for a terminal: `rich.print` takes it. On a narrow one the longest cells take more lines."""
+    """A frame of text for a terminal: `rich.print` takes it. On a narrow one the longest cells take more lines.
+
+    Numbers do so only where they would leave the columns of words less than eight characters each.
+    """
+    from rich import get_console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
-    for name, right in zip(map(str, frame), numeric(frame), strict=True):
-        grid.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    right = dict(zip(map(str, frame), numeric(frame), strict=True))
+    widths = [max(map(len, [name, *frame[name]])) if is_number else 8 for name, is_number in right.items()]
+    whole = sum(widths) + 3 * len(widths) < get_console().width
+    for name, is_number in right.items():
+        side = "right" if is_number else "left"
+        grid.add_column(Text(name), justify=side, overflow="fold", no_wrap=is_number and whole)
     for cells in frame.values:
         grid.add_row(*map(Text, cells))
     return grid
