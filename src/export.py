@@ -105,7 +105,6 @@ def _deployed(run: Run, calibrated: bool = False) -> Deployed:
     """
     import torch
 
-    from src.data.preprocess import Preprocess
     from src.modules.gan import GAN, Sampler
 
     generator, link = torch.Generator().manual_seed(0), run.link(calibrated)
@@ -117,7 +116,7 @@ def _deployed(run: Run, calibrated: bool = False) -> Deployed:
         examples, output = {"noise": noise, "labels": torch.arange(5) % len(run.classes)}, "images"
         side = run.config.data.image_size
     else:
-        preprocess = Preprocess(**run.checkpoint["preprocess"])
+        preprocess = run.preprocess
         side = preprocess.shorter
         shape = (5, preprocess.channels, side, side)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -144,7 +143,7 @@ def _write_onnx(deployed: Deployed, metadata: dict[str, str], path: Path) -> Fun
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it, and it needs onnx
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"format=onnx needs {error.name}: pip install -e .[export]") from error
+        raise ModuleNotFoundError(f"format=onnx needs {error.name}: pip install -e '.[export]'") from error
 
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -168,7 +167,7 @@ def _write_safetensors(deployed: Deployed, metadata: dict[str, str], path: Path)
     try:
         from safetensors.torch import load_file, save_file
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("format=safetensors needs safetensors: pip install -e .[export]") from error
+        raise ModuleNotFoundError("format=safetensors needs safetensors: pip install -e '.[export]'") from error
     save_file({name: each.contiguous() for name, each in deployed.core.state_dict().items()}, path, metadata)
     other = deepcopy(deployed)
     other.core.load_state_dict(load_file(path))

@@ -73,11 +73,10 @@ def _predict(
     import torch
 
     from src.data.decode import printable
-    from src.data.preprocess import Preprocess
 
     link, several = run.link(calibrated), isinstance(run.link(), torch.nn.Sigmoid)  # classes of an image
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model, preprocess = run.model.to(device), Preprocess(**run.checkpoint["preprocess"]).to(device)
+    model, preprocess = run.model.to(device), run.preprocess.to(device)
     predictions, unreadable = [], []
     with ThreadPoolExecutor() as pool, torch.inference_mode():  # Pillow decodes without the interpreter's lock
         for first in range(0, len(files), batch_size):

@@ -313,5 +313,5 @@ def test_what_cannot_be_audited_is_refused_before_the_test(run: Path) -> None:
 
 def test_without_cleanlab_it_says_how_to_install_it(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cleanlab", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install \"lightning-classics\[audit\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[audit\]'"):
         evaluated(f"run={trained_run}", "audit=true")

@@ -377,7 +377,9 @@ def test_what_torchvision_does_not_have_is_told(tmp_path, options, error, messag
 
 def test_without_the_extra_its_name_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"data=huggingface needs datasets: pip install -e \.\[huggingface\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"data=huggingface needs datasets: pip install -e '\.\[huggingface\]'"
+    ):
         HuggingFace(name="x", num_classes=None, image_size=8).prepare_data()
 
 

@@ -141,6 +141,6 @@ def test_a_mistake_gets_one_clear_message(exported, override: str, tmp_path: Pat
 
 def test_onnx_that_is_not_installed_is_named(exported, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ModuleNotFoundError, match=r"onnxscript: pip install -e \.\[export\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"onnxscript: pip install -e '\.\[export\]'"):
         exported(f"path={tmp_path}/model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -133,5 +133,5 @@ def test_what_cannot_be_looked_into_is_refused_before_the_test(run: Path, monkey
     with pytest.raises(ValueError, match="no layer of Sequential gives a map of more than one pixel"):
         Looks(opened(ImageClassifier(flat, None)), composed(name="eval"))
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs pytorch_grad_cam: pip install "lightning-classics\[cam\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r"needs pytorch_grad_cam: pip install -e '\.\[cam\]'"):
         evaluated(f"run={run}", "cam=true")

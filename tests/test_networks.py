@@ -307,5 +307,5 @@ def test_timm_networks_get_a_head_or_say_what_is_missing(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"timm has no network 'resnet19t'\. Did you mean"):
         TimmNetwork("resnet19t")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install timm"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[timm\]'"):
         TimmNetwork()

@@ -323,5 +323,5 @@ def test_a_folder_of_another_format_gets_one_message(tmp_path, kind, message):
 
 def test_without_litdata_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "litdata", None)
-    with pytest.raises(ModuleNotFoundError, match=r"shards need litdata: pip install -e \.\[shards\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"shards need litdata: pip install -e '\.\[shards\]'"):
         ready(tmp_path)

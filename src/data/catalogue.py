@@ -122,7 +122,9 @@ class HuggingFace(SourceDataModule):
         try:
             from datasets import config, load_dataset, load_from_disk
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"data=huggingface needs {error.name}: pip install -e .[huggingface]") from error
+            raise ModuleNotFoundError(
+                f"data=huggingface needs {error.name}: pip install -e '.[huggingface]'"
+            ) from error
         if not self.download and not Path(self.place).is_dir():
             raise FileNotFoundError(f"data.name={self.place} is no folder here; data.download=true asks the hub.")
         offline, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE or not self.download

@@ -122,7 +122,7 @@ def litdata() -> Any:
     try:
         import litdata
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"shards need {error.name}: pip install -e .[shards]") from error
+        raise ModuleNotFoundError(f"shards need {error.name}: pip install -e '.[shards]'") from error
     return litdata
 
 

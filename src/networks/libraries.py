@@ -49,7 +49,7 @@ class TorchvisionNetwork(nn.Module):
 
 
 class TimmNetwork(nn.Module):
-    """Any network of timm by its name, randomly initialised as timm does. Needs `pip install timm`.
+    """Any network of timm by its name, randomly initialised as timm does. Needs the extra `timm`.
 
     images (B, channels, S, S) -> logits (B, num_classes). Networks of a fixed input size are built for `image_size`.
     `options` go to `timm.create_model` as they are, such as drop_path_rate.
@@ -70,7 +70,7 @@ class TimmNetwork(nn.Module):
         try:
             import timm
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"model=timm (network '{name}') needs timm: pip install timm") from error
+            raise ModuleNotFoundError(f"model=timm (network '{name}') needs timm: pip install -e '.[timm]'") from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no network '{name}'.{_nearest(name, timm.list_models())}")
         if options and "checkpoint_path" in options:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lightning import LightningDataModule, LightningModule
     from torch import nn
 
+    from src.data.preprocess import Preprocess
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint file, on the CPU; runs no code from it.
@@ -185,6 +187,13 @@ class Run:
         config = saved_config(self.folder, self.checkpoint, self._trusted, self._logs)
         config["data"] |= self.checkpoint["preprocess"]  # the mean and deviation that were measured
         return OmegaConf.create(config)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What the network was validated with: uint8 images (B, 3, H, W) -> normalised images (B, 3, S, S)."""
+        from src.data.preprocess import Preprocess
+
+        return Preprocess(**self.checkpoint["preprocess"])
 
     @property
     def classes(self) -> list[str]:

@@ -244,8 +244,8 @@ def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
     widths = [max(map(len, [name, *frame[name]])) if is_number else 8 for name, is_number in right.items()]
     whole = sum(widths) + 3 * len(widths) < get_console().width
     for name, is_number in right.items():
-        side = "right" if is_number else "left"
-        grid.add_column(Text(name), justify=side, overflow="fold", no_wrap=is_number and whole)
+        whole_number = is_number and whole
+        grid.add_column(Text(name), justify="right" if is_number else "left", overflow="fold", no_wrap=whole_number)
     for cells in frame.values:
         grid.add_row(*map(Text, cells))
     return grid

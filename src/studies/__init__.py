@@ -65,7 +65,7 @@ def asked_for(run: Run, cfg: DictConfig) -> list[Callable[[Evaluation], None]]:
     asked = [option for option in studies if cfg[option]]
     for option in asked:
         if option in EXTRAS and find_spec(EXTRAS[option]) is None:
-            raise ModuleNotFoundError(f'{option} needs {EXTRAS[option]}: pip install "lightning-classics[{option}]"')
+            raise ModuleNotFoundError(f"{option} needs {EXTRAS[option]}: pip install -e '.[{option}]'")
         if option != "features" and not isinstance(run.model, ImageClassifier):
             raise ValueError(f"{option} is for a classifier to one label an image, not for {type(run.model).__name__}.")
     return [studies[option](run, cfg) for option in asked]

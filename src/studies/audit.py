@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from src.data.decode import open_image, printable
-from src.data.preprocess import Preprocess
 from src.evaluation.audit import SIDE, label_issues, near_duplicates
 from src.runs.build import build
 from src.runs.folder import find_runs
@@ -116,7 +115,7 @@ def look(data: Any, split: str, judge: Run | None, device: Any) -> tuple[pd.Data
     """
     data.eval_split, parts = split, []
     if judge is not None:
-        preprocess = Preprocess(**judge.checkpoint["preprocess"]).to(device)
+        preprocess = judge.preprocess.to(device)
         network = judge.network.to(device).float()  # the test may have left it in half precision
     for images, labels, *_ in data.test_dataloader():
         pixels = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images]

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from src.callbacks.processor import Processor
 from src.data.memory import ImageSet
-from src.data.preprocess import Preprocess
 from src.evaluation.generative import compare, penultimate
 from src.modules.classifier import ImageClassifier
 from src.modules.gan import GAN
@@ -37,7 +36,7 @@ class Samples:
         cfg, model, datamodule = evaluation.cfg, evaluation.run.model, evaluation.datamodule
         device = evaluation.trainer.strategy.root_device
         network = self.judge.network.to(device)
-        preprocess = Preprocess(**self.judge.checkpoint["preprocess"]).to(device)
+        preprocess = self.judge.preprocess.to(device)
 
         def features(images: torch.Tensor) -> torch.Tensor:
             return penultimate(network, (preprocess(batch.to(device)) for batch in images.split(256)))

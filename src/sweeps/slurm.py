@@ -20,7 +20,7 @@ from src.sweeps.launcher import GRACE, LOG, JobLauncher, can_resume, end_with_pa
 try:
     import submitit
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("hydra/launcher=slurm needs submitit: pip install 'submitit>=1.5.3'.") from error
+    raise ModuleNotFoundError("hydra/launcher=slurm needs submitit: pip install -e '.[slurm]'") from error
 
 
 class SlurmLauncher(JobLauncher):
