@@ -240,12 +240,12 @@ def rich_table(frame: pd.DataFrame, title: str = "", caption: str = "") -> Any:
     from rich.text import Text
 
     grid = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
-    right = dict(zip(map(str, frame), numeric(frame), strict=True))
-    widths = [max(map(len, [name, *frame[name]])) if is_number else 8 for name, is_number in right.items()]
+    right = dict(zip(frame, numeric(frame), strict=True))
+    widths = [max(map(len, [str(name), *frame[name]])) if number else 8 for name, number in right.items()]
     whole = sum(widths) + 3 * len(widths) < get_console().width
-    for name, is_number in right.items():
-        whole_number = is_number and whole
-        grid.add_column(Text(name), justify="right" if is_number else "left", overflow="fold", no_wrap=whole_number)
+    for name, number in right.items():
+        column = Text(str(name))
+        grid.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number and whole)
     for cells in frame.values:
         grid.add_row(*map(Text, cells))
     return grid
