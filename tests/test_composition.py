@@ -53,6 +53,12 @@ def test_several_files_of_a_group_go_together() -> None:
     assert set(composed("logger=[wandb,mlflow]").logger) == {"tensorboard", "csv", "wandb", "mlflow"}
 
 
+def test_wandb_writes_beside_the_runs_and_under_an_id_of_each_run() -> None:
+    first, second = (composed("logger=wandb", "paths.log_dir=/logs").logger.wandb for _ in range(2))
+    assert first.save_dir == "/logs"  # a run folder with its links, which lead out, would not be opened
+    assert (first.id != second.id, first.name) == (True, "seed0")
+
+
 def test_without_a_logger_a_run_ends_and_what_lacks_its_curves_says_so(config: Compose, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING):
         metrics, _, folder = train_here(config(*QUICK, *SILENT, "logger=[]", "scheduler=[]"))
