@@ -35,7 +35,7 @@ def flip_each(images: Tensor, flip: Tensor) -> Tensor:
     # half the time of choosing from both: where `flip` is 0, what differs is changed back, by bytes whatever the dtype
     changed, original = out.view(torch.uint8), images.view(torch.uint8)
     changed ^= original
-    changed &= -flip.to(torch.uint8).view(-1, 1, 1, 1)
+    changed &= 255 * flip.to(torch.uint8).view(-1, 1, 1, 1)
     changed ^= original
     return out
 
