@@ -31,7 +31,7 @@ def _reading() -> Iterator[None]:
     """Makes one kind of error of what Pillow's many readers raise of a broken file, which can be nearly anything."""
     try:
         yield
-    except UNREADABLE:
+    except (*UNREADABLE, MemoryError):
         raise
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
