@@ -51,7 +51,7 @@ class Processor(Callback):
 def fastest_precision() -> str:
     """The `trainer.precision` for this processor: "bf16-mixed" where that makes convolutions much faster, or "32-true".
 
-    Timed in turn, forwards and backwards, about a tenth of a second in all; the fastest of each counts. Where bfloat16
+    Timed in turn, forwards and backwards, half a second in all; the fastest of each counts. Where bfloat16
     is emulated nothing is timed: a single pass may take a second.
     """
     if emulates("bf16-mixed", torch.device("cpu")):
@@ -61,7 +61,7 @@ def fastest_precision() -> str:
     network.to(memory_format=torch.channels_last)
     images = torch.zeros(32, 32, 32, 32).contiguous(memory_format=torch.channels_last)
     fastest = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for repeat in range(6):
+    for repeat in range(12):
         for dtype in fastest:
             start = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
