@@ -97,15 +97,15 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     kept, trainer = run.checkpoint["preprocess"], plain["trainer"]
     data: Any = plain.get("data") or OmegaConf.to_container(run.config.data)
-    another = data["mean"] is None  # the run's own section has the mean that was measured
+    another = data.get("mean") is None  # the run's own section has the mean that was measured
     data = {**data, **kept, "channels": len(kept["mean"]), "augment": None} if another else data
-    if changed := [f"data.{key}" for key in kept if data[key] != kept[key]]:
+    if changed := [f"data.{key}" for key in kept if data.get(key) != kept[key]]:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
     own = run.config.data
     deciding = () if another else SPLITTING.get("val" if cfg.audit else cfg.split, ())  # an audit reads all splits
     if mixing := [f"data.{key}={data[key]}" for key in deciding if data.get(key) != own.get(key)]:
         raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
-    if trainer["precision"] in (None, "fastest"):
+    if trainer.get("precision") in (None, "fastest"):
         precision = str(run.config.trainer.precision)
         lacking = precision.startswith("16") or emulates(precision, torch.device("cpu"))
         trainer["precision"] = "32-true" if lacking and not torch.cuda.is_available() else precision

@@ -65,6 +65,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     drawn = cfg.seed is None
     if drawn:
         cfg.seed = draw_seed()
+    if cfg.data.get("seed", 0) is None:
+        cfg.data.seed = cfg.seed
     seed_everything(cfg.seed, workers=True, verbose=False)
 
     output = Path(cfg.paths.output_dir)

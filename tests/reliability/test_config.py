@@ -114,8 +114,8 @@ def check(name: str, given: list[str], changed: list[str]) -> None:
 
 
 FOUND: dict[str, list[list[str]]] = {
-    "train": [["callbacks.model_checkpoint.monitor=0x1f"]],
-    "eval": [],
+    "train": [["callbacks.model_checkpoint.monitor=0x1f"], ["data.seed=null"]],
+    "eval": [["trainer.precision=true", "~trainer.precision=null"]],
     "predict": [],
     "export": [],
     "sample": [["classes=[]"]],
