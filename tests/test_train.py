@@ -332,7 +332,7 @@ def test_tinyvgg_learns_on_real_cifar10(config) -> None:
         f"data.root={DATASETS}",
         "data.limit=2000",
         "trainer=cpu",
-        "trainer.max_epochs=3",
+        "trainer.max_epochs=6",
         "optimizer=adamw",
         "optimizer.lr=3e-3",
     ]
