@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -67,12 +66,17 @@ def startup_rows(setting: Setting) -> list[Row]:
     return [*rows, Row("first training step / import torch, lightning", ratio, "x", at_most=1.3, detail=detail)]
 
 
+# What `wait` tells of a child counts the memory of the process that it was forked from: this one is small.
+PEAK = """import resource, subprocess, sys
+code = subprocess.call([sys.executable, *sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+sys.exit(code)"""
+
+
 def peak_bytes(*arguments: str) -> int:
     """Largest resident set of `python ARGUMENTS`, in bytes."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    command = [sys.executable, "-c", PEAK, *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def memory_rows(setting: Setting) -> list[Row]:

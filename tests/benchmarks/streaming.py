@@ -23,7 +23,7 @@ from src.data.augment import RandomHorizontalFlip, RandomResizedCrop
 from src.data.folder import ImageFolder
 from src.data.preprocess import STATISTICS
 from tests.benchmarks.input_pipeline import CONVERT, Batches, images_per_s, ours
-from tests.benchmarks.process import FIRST_STEP
+from tests.benchmarks.process import FIRST_STEP, PEAK
 from tests.benchmarks.table import Row, Setting
 
 BATCH, SIZE = 32, 224
@@ -112,8 +112,8 @@ def linked(root: Path, count: int, classes: int = 1000, sources: int = 100) -> P
 def start(root: Path, logs: str) -> tuple[float, float]:
     """Seconds from the command to the end of its first training step, and its peak memory in bytes."""
     command = [
-        *(sys.executable, "-m", "src.train", "data=folder", f"data.root={root}", "test=false", "trainer=cpu"),
-        *("trainer.max_steps=1", "data.val_size=0", f"paths.log_dir={logs}"),
+        *(sys.executable, "-c", PEAK, "-m", "src.train", "data=folder", f"data.root={root}"),
+        *("trainer=cpu", "test=false", "trainer.max_steps=1", "data.val_size=0", f"paths.log_dir={logs}"),
         "+callbacks.signal._target_=tests.benchmarks.process.FirstStep",
     ]
     begin = time.perf_counter()
@@ -123,10 +123,9 @@ def start(root: Path, logs: str) -> tuple[float, float]:
         if line.strip() == FIRST_STEP:
             break
     seconds = time.perf_counter() - begin
-    process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return seconds, usage.ru_maxrss * 1024
+    peak = process.stdout.read().split()[-1]
+    assert process.wait() == 0
+    return seconds, float(peak)
 
 
 def start_rows(setting: Setting) -> list[Row]:
