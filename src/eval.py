@@ -103,7 +103,7 @@ def _adjust(run: Run, cfg: DictConfig) -> bool:
         raise ValueError(f"{', '.join(changed)} cannot be changed: the network learnt with what its run had.")
     own = run.config.data
     deciding = () if another else SPLITTING.get("val" if cfg.audit else cfg.split, ())  # an audit reads all splits
-    if mixing := [f"data.{key}={data[key]}" for key in deciding if data.get(key) != own.get(key)]:
+    if mixing := [f"data.{key}={data.get(key)}" for key in deciding if data.get(key) != own.get(key)]:
         raise ValueError(f"split={cfg.split} {mixing[0]} would mix images that the network was trained on with others.")
     if trainer.get("precision") in (None, "fastest"):
         precision = str(run.config.trainer.precision)
