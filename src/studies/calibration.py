@@ -33,7 +33,7 @@ class Calibration:
         saved: Any = OmegaConf.to_container(run.config.data)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         given = plain.get("data") or saved
-        own = saved if given["mean"] is None else given  # another data set's mean is not known
+        own = saved if given.get("mean") is None else given  # another data set's mean is not known
         self.datamodule = build({**own, **{key: saved[key] for key in SPLITTING["val"] if key in saved}})
         self.datamodule.prepare_data()
         self.datamodule.setup("validate")

@@ -115,7 +115,11 @@ def check(name: str, given: list[str], changed: list[str]) -> None:
 
 FOUND: dict[str, list[list[str]]] = {
     "train": [["callbacks.model_checkpoint.monitor=0x1f"], ["data.seed=null"]],
-    "eval": [["trainer.precision=true", "~trainer.precision=null"], ["split=val", "~data.val_size"]],
+    "eval": [
+        ["trainer.precision=true", "~trainer.precision=null"],
+        ["split=val", "~data.val_size"],
+        ["calibrate=true", "data.mean=1", "~data.mean=1"],
+    ],
     "predict": [],
     "export": [],
     "sample": [["classes=[]"]],
