@@ -51,8 +51,8 @@ class Processor(Callback):
 def fastest_precision() -> str:
     """The `trainer.precision` for this processor: "bf16-mixed" where that makes convolutions much faster, or "32-true".
 
-    Timed in turn, forwards and backwards, half a second in all; the fastest of each counts. Where bfloat16
-    is emulated nothing is timed: a single pass may take a second.
+    Timed in turn, forwards and backwards, half a second in all; the fastest of each counts. Where bfloat16 is emulated
+    nothing is timed: a single pass may take a second.
     """
     if emulates("bf16-mixed", torch.device("cpu")):
         return "32-true"
