@@ -18,6 +18,7 @@ from src.data.folder import ImageFolder
 from src.data.samplers import WINDOW, TrainSampler
 from src.data.shards import Shards, write_shards
 from src.data.source import MapDataset
+from src.data.streaming import ReadError
 from tests.conftest import assert_equal_runs, run_well
 from tests.test_resume import ARGUMENTS, signal_after_epoch, start
 
@@ -42,8 +43,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def folder_of(images: Path) -> ImageFolder:
-    return ImageFolder(root=str(images), cache_dir=str(images.parent / "cache"), mode="stream", **OPTIONS)
+def folder_of(images: Path, **options: str) -> ImageFolder:
+    cache = str(images.parent / "cache")
+    return ImageFolder(root=str(images), cache_dir=cache, mode="stream", **options, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +159,26 @@ def test_nothing_half_written_stays_and_nothing_is_overwritten(images, tmp_path)
     data = folder_of(folder)
     assert data.listing
     (folder / "test/cat/2.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cat/2\.jpg"):
+    with pytest.raises(ReadError, match=r"cat/2\.jpg cannot be read: .*; data\.broken=skip leaves out such images"):
         write_shards(data, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match=r"out=.*out is there already; choose a new folder"):
         write_shards(folder_of(folder), tmp_path / "out")
+
+
+def test_files_that_cannot_be_read_are_left_out_with_their_labels_where_the_folder_skips_them(images, tmp_path):
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    for number in (3, 40):
+        path = folder / f"train/{CLASSES[number % 3]}/{number}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])  # its head is whole
+    with pytest.raises(ReadError, match="cannot be read"):
+        write_shards(folder_of(folder), tmp_path / "all")
+    with pytest.warns(UserWarning, match=r"left out: .*(ant/3|bee/40)\.jpg cannot be read"):
+        assert write_shards(folder_of(folder, broken="skip"), tmp_path / "out") == {"train": 118, "val": 12, "test": 18}
+    whole = [path for path in (folder / "train").rglob("*.jpg") if path.stem not in ("3", "40")]
+    files = Counter((decode(path, 8).tobytes(), CLASSES.index(path.parent.name)) for path in whole)
+    assert everything(ready(tmp_path / "out"), "train") == files
 
 
 @pytest.mark.slow

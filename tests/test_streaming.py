@@ -255,7 +255,8 @@ def test_a_broken_image_is_named_whoever_reads_it(broken, workers):
     data = ready(broken, val_size=0, augment=crop(), mean="half")
     with pytest.raises(ReadError) as caught:
         batches(data, workers=workers)
-    assert re.fullmatch(f"{broken}/train/a/[0-9]+.jpg cannot be read: [^\n]+", str(caught.value))
+    told = rf"{broken}/train/a/[0-9]+\.jpg cannot be read: [^\n]+; data\.broken=skip leaves out such images"
+    assert re.fullmatch(told, str(caught.value))
 
 
 @pytest.mark.filterwarnings("ignore:left out")

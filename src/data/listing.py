@@ -33,6 +33,8 @@ class Files(LazyImages):
         names: (N,) bytes, the names of the files.
     """
 
+    remedy = "; data.broken=skip leaves out such images"
+
     def __init__(self, root: Path, folders: Sequence[Folder], names: np.ndarray) -> None:
         self.root, self.names = root, names
         self.paths, labels, counts = zip(*folders, strict=True)

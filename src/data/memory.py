@@ -16,6 +16,7 @@ class LazyImages:
     """Images that are read when they are needed: has a length, `open(row)`, which gives Pillow's, and `name(row)`."""
 
     device = torch.device("cpu")
+    remedy = ""  # what to do about one that cannot be read
 
 
 class ImageSet(Dataset):
@@ -68,6 +69,7 @@ class MemoryDataModule(ImageDataModule):
         options: of `ImageDataModule`.
     """
 
+    skips = False  # images that cannot be read
     official_folds = 0  # how many the data set itself has: what `fold` means where `folds` is None
     test_size = 0.1  # share (float) or number (int) of training images to test on where `has_test` is false
 

@@ -7,7 +7,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.decode import UNREADABLE, open_image, square
 from src.data.draw import hashed_generator
 from src.data.listing import Files
-from src.data.memory import MemoryDataModule
+from src.data.memory import LazyImages, MemoryDataModule
 from src.data.samplers import WINDOW
 from src.data.source import SourceDataModule, as_image
+from src.data.streaming import leave_out
 from src.runs.folder import whole
 
 CHUNK = "64MB"  # of image files, some hundreds: what one request to a storage brings
@@ -150,21 +152,22 @@ def write_shards(data: MemoryDataModule, out: Path) -> dict[str, int]:
 
     Raises:
         FileExistsError: `out` is there.
+        ReadError: an image cannot be read, and the data set does not skip such images.
     """
     litdata()
     if out.exists():
         raise FileExistsError(f"out={out} is there already; choose a new folder.")
     with whole(out) as folder:
-        known = {}
+        known: dict[str, list[Any]] = {}
         for split in ("train", "val", "test"):
             given = getattr(data, f"load_{split}")() if split != "test" or data.has_test else None
             if given is not None:
                 images, labels = given
                 rows = data.limited(labels, torch.arange(len(labels)))
                 rows = rows[torch.randperm(len(rows), generator=hashed_generator(0))]
-                known[split] = labels[rows].tolist()
                 shown = track(rows.tolist(), f"writing {len(rows):,} {split} images")
-                _write(folder / split, ((image_file(images, row), labels[row].tolist()) for row in shown))
+                known[split] = []
+                _write(folder / split, _items(images, labels, shown, data.skips, known[split]))
         _write(folder / "labels", [json.dumps({"classes": data.classes, "labels": known}).encode()])
     return {split: len(labels) for split, labels in known.items()}
 
@@ -179,10 +182,34 @@ def _write(folder: Path, items: Iterable[Any]) -> None:
     cache.merge()
 
 
+def _items(
+    images: Any, labels: Tensor, rows: Iterable[int], skip: bool, written: list[Any]
+) -> Iterator[tuple[bytes, Any]]:
+    """(bytes of an image file, label) of the images that can be read; the labels go into `written` too."""
+    for row in rows:
+        try:
+            file = image_file(images, row)
+        except UNREADABLE as error:
+            if not isinstance(images, LazyImages):
+                raise
+            leave_out(images, row, error, skip)
+            continue
+        written.append(labels[row].tolist())
+        yield file, written[-1]
+    if not written:
+        raise ValueError("none of the images can be read")
+
+
 def image_file(images: Any, row: int) -> bytes:
-    """The bytes of a file as it is, or of a PNG of an image that is held or read by a Dataset."""
+    """The bytes of a file as it is, or of a PNG of an image that is held or read by a Dataset.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
     if isinstance(images, Files):
-        return Path(images.name(row)).read_bytes()
+        content = Path(images.name(row)).read_bytes()
+        square(open_image(io.BytesIO(content)), 1, channels=3)  # so small, a JPEG is decoded at an eighth of its size
+        return content
     file = io.BytesIO()
     image = as_image("images", images[row]) if isinstance(images, Tensor) else images.open(row)
     image.save(file, "PNG")

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 from src.data.augment import PerImage, RandomResizedCrop
 from src.data.decode import UNREADABLE, square
 from src.data.draw import Draw, Transform
-from src.data.memory import ImageSet, MemoryDataModule
+from src.data.memory import ImageSet, LazyImages, MemoryDataModule
 
 WORKERS = 1024  # at most
 
@@ -87,14 +87,23 @@ class StreamedSet(ImageSet):
             with self.images.open(row) as image:
                 pixels = square(image, side, self.channels, box)
         except UNREADABLE as error:
-            told = f"{self.name(index)} cannot be read: {error}"
-            if not self.skip:
-                raise ReadError(told) from error
-            warnings.warn(f"left out: {told}", stacklevel=2)
+            leave_out(self.images, row, error, self.skip)
             return None
         for step in steps:
             pixels = step(torch.from_numpy(pixels)[None], self.labels[index : index + 1], draw)[0][0].numpy()
         return pixels
+
+
+def leave_out(images: LazyImages, row: int, error: Exception, skip: bool) -> None:
+    """Warns of an image that cannot be read.
+
+    Raises:
+        ReadError: it is not to be skipped.
+    """
+    told = f"{images.name(row)} cannot be read: {error}"  # type: ignore[attr-defined]
+    if not skip:
+        raise ReadError(f"{told}{images.remedy}") from error
+    warnings.warn(f"left out: {told}", stacklevel=3)
 
 
 def random_box(
@@ -119,8 +128,6 @@ class StreamingDataModule(MemoryDataModule):
         test_size: share (float) or number (int) of the training images to test on where there are no test images.
         options: of `MemoryDataModule`.
     """
-
-    skips = False  # images that cannot be read
 
     def __init__(self, *, mode: str = "memory", test_size: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
