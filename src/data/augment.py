@@ -200,8 +200,9 @@ class RandomErasing(RandomBox):
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         height, width = images.shape[-2:]
         top, left, box_height, box_width = self.boxes(draw, height, width)
-        hole = inside(top, top + box_height, left, left + box_width, height, width)
-        return images.masked_fill(hole & (draw.uniform() < self.p).view(-1, 1, 1, 1), 0.0), labels
+        erased = draw.uniform() < self.p  # the other boxes have no row
+        hole = inside(top, top + box_height * erased, left, left + box_width, height, width)
+        return images.masked_fill(hole, 0.0), labels
 
 
 class ProgressiveResizing(Transform):
