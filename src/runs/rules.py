@@ -238,7 +238,7 @@ RULES: dict[str, Rule] = {
     "Finetune.backbone_lr": ABOVE_0,
     "TensorBoardLogger.save_dir CSVLogger.save_dir WandbLogger.save_dir": TEXT,
     "MLFlowLogger.experiment_name MLFlowLogger.tracking_uri WandbLogger.project": TEXT,
-    "MLFlowLogger.run_name WandbLogger.name WandbLogger.id": TEXT | NULL,
+    "MLFlowLogger.run_name MLFlowLogger.run_id WandbLogger.name WandbLogger.id": TEXT | NULL,
     "TensorBoardLogger.name TensorBoardLogger.version": TEXT | whole(0) | NULL,
     "logger.csv.name": NULL,  # csv/metrics.csv is what the rest reads
     "logger.csv.version": choice("csv"),
