@@ -145,7 +145,7 @@ def read_run(folder: Path, common: Path) -> Record:
         if numbers is not None and results.get("best"):
             numbers["best epoch"] = float(results["best"]["epoch"])
         status = "done" if numbers is not None else _ends(folder.parent).get(folder.name, "unfinished")
-        history = read_metrics(folder).select_dtypes("number").rename_axis("epoch").reset_index()
+        history: Any = read_metrics(folder).select_dtypes("number").rename_axis("epoch").reset_index()
         return Record(folder, name, status, settings, differing, numbers, history, results)
     except Exception as error:  # whatever one folder holds, the others are reported
         return Record(folder, name, f"unreadable: {error}")

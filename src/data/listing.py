@@ -136,7 +136,7 @@ def _find(root: Path, kept: Path, places: Mapping[str, str]) -> tuple[dict[str, 
         # a change as young as this may not be the last within one tick of the clock: 0 is never found again
         "changed": {os.path.relpath(path, root): then * (then < now - TICK) for path, then in changed.items()},
         "ignored": f"{len(ignored)}, e.g. {min(ignored)}" if ignored else "",
-        "crc": zlib.crc32(all_names),  # type: ignore[arg-type]
+        "crc": zlib.crc32(all_names.data),
     }
     try:
         with whole(Path(f"{kept}.npy")) as partial:

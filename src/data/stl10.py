@@ -81,7 +81,7 @@ class STL10(OfficialDataModule):
         # not by torchvision's class: it would hash all the files, the unlabelled 2.7 GB too
         names = self.folder / self.source.class_names_file
         self.classes = names.read_text().split() if names.is_file() else CLASSES
-        images = np.fromfile(self.folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, SIDE, SIDE)
+        images: Any = np.fromfile(self.folder / f"{split}_X.bin", np.uint8).reshape(-1, 3, SIDE, SIDE)
         labels = np.fromfile(self.folder / f"{split}_y.bin", np.uint8).astype(np.int64) - 1
         if split == "train" and self.official_fold is not None:
             rows = self._fold_rows(self.official_fold, len(labels))

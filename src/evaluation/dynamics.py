@@ -47,7 +47,7 @@ def cartography(epochs: Iterable[tuple[int, NDArray, NDArray]], size: int) -> pd
         shown, hits, sums, squares = shown + here, hits + right, sums + values, squares + values**2
         forgetting = forgetting + (here & known & ~right)
         learnt[right & np.isnan(learnt)] = epoch
-        known = np.where(here, right, known)
+        known[here] = right[here]
     times = np.where(shown, shown, np.nan)
     mean = sums / times
     frame = pd.DataFrame({"image": np.arange(size), "epochs": shown, "confidence": mean})

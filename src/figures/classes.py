@@ -62,10 +62,10 @@ def confusion_matrix(
         if k <= 20:
             axes.text((k - 1) / 2, row, "no images", backgroundcolor="white", **centre)
     if k <= 20:
-        for row, column in zip(*np.nonzero(counts), strict=True):
+        for row, column in np.argwhere(counts).tolist():
             colour = "white" if norm(share[row, column]) > 0.6 else BLACK
             axes.text(column, row, f"{counts[row, column]}", color=colour, **centre)
-    bar = figure.colorbar(
+    bar: Any = figure.colorbar(
         image, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], format=percent_ticks()
     )
     bar.set_label("share of the true class's images")
@@ -126,7 +126,7 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 15, title: 
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(which, minlength=bins)
     mean, accuracy = (np.bincount(which, each, bins) / np.maximum(count, 1) for each in (confidence, right))
-    share = count / max(count.sum(), 1)
+    share = count / np.maximum(count.sum(), 1)
     figure = Figure(4.8, 5.4, title)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     centre, width, full = (np.arange(bins) + 0.5) / bins, 0.94 / bins, count > 0

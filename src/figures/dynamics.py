@@ -1,5 +1,7 @@
 """A figure of what a training made of its images."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import ArrayLike
@@ -31,7 +33,7 @@ def data_map(variability: ArrayLike, confidence: ArrayLike, correctness: ArrayLi
     axes.grid()
     for x, y, text, side in ((0, 1.04, "easy", "left"), (0, -0.05, "hard", "left"), (right, 0.5, "ambiguous", "right")):
         axes.text(x, y, text, ha=side, va="center", color=BLACK)
-    bar = figure.colorbar(points, ax=axes, fraction=0.04, pad=0.02, format=percent_ticks())
+    bar: Any = figure.colorbar(points, ax=axes, fraction=0.04, pad=0.02, format=percent_ticks())
     bar.set_label("share of epochs in which it was right")
     bar.outline.set_visible(False)
     counted = f"{shown.shape[1]:,} of {number:,}" if number > MOST else f"{number:,}"

@@ -43,7 +43,7 @@ class Corruptions:
             (means,) = trainer.test(run.model, datamodule=data, verbose=False)
             frame.loc[name, severity] = means["test/acc"]
             if main and severity == SEVERITIES[-1] and not sys.stdout.isatty():  # where no bar moves
-                log.info("%s: %s", name, shown("acc", frame.loc[name].mean()))
+                log.info("%s: %s", name, shown("acc", frame.loc[name].to_numpy().mean()))
         data.corrupts = None
         frame["mean"] = frame[SEVERITIES].mean(axis=1)
         for word, its in self.chosen.items():

@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def drawn(curves: pd.DataFrame, results: pd.DataFrame) -> Any:
     from src import figures
 
     lines = {}
-    for line in results.sort_values("acc", ascending=False).itertuples():
+    for line in _lines(results.sort_values("acc", ascending=False)):
         own = curves[(curves["experiment"] == line.experiment) & (curves["model"] == line.model)]
         if len(own):
             lines[f"{line.experiment}, test {shown('acc', line.acc)}"] = own["minutes"], own["acc"]
@@ -125,10 +125,10 @@ def rendered(frame: pd.DataFrame) -> dict[Path, str]:
     texts = {README: TABLE.sub(lambda _: tables.markdown(_table(frame)) + "\n", README.read_text())}
     for path in sorted(FILE.parent.glob("*.yaml")):
         text, mine = path.read_text(), frame[frame["experiment"] == path.stem]
-        words = [f"{line.model} {_told(line)}" if len(mine) > 1 else _told(line) for line in mine.itertuples()]
+        words = [f"{line.model} {_told(line)}" if len(mine) > 1 else _told(line) for line in _lines(mine)]
         if not words:
             alike = frame[frame["model"].isin(MODEL.findall(text)) & (frame["data"] == path.stem.partition("_")[0])]
-            others = [f"experiment={line.experiment} {_accuracy(line.acc, line.std)}" for line in alike.itertuples()]
+            others = [f"experiment={line.experiment} {_accuracy(line.acc, line.std)}" for line in _lines(alike)]
             words = ["not yet; the same network, " + " and ".join(others) if others else "not yet"]
         head = f"Measured: {'; '.join(words)}."
         wrapped = textwrap.fill(head, 118, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
@@ -157,6 +157,11 @@ def write(rows: Sequence[Row], runs: Mapping[str, Any]) -> list[Path]:
     return changed
 
 
+def _lines(frame: pd.DataFrame) -> Iterable[Any]:
+    """Its rows, each with the values of its columns as attributes."""
+    return frame.itertuples()
+
+
 def _accuracy(mean: float, std: float = math.nan) -> str:
     """In percent, with what is known of it; empty where nothing is."""
     return shown("acc", *(part for part in (mean, std) if not pd.isna(part))) if not pd.isna(mean) else ""
@@ -177,7 +182,7 @@ def _told(line: Any) -> str:
 
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
     lines = []
-    for line in frame.sort_values("acc", ascending=False).itertuples():
+    for line in _lines(frame.sort_values("acc", ascending=False)):
         used = "" if pd.isna(line.utilisation) else f"{100 * line.utilisation:.0f} % of {line.matmul_gflops:,.0f}"
         lines.append({
             "experiment": f"`{line.experiment}`", "model": f"`{line.model}`", "n": str(line.n),
