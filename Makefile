@@ -34,7 +34,7 @@ bench-gpu: $(VENV)/ready
 
 # The file marks a finished install: an interrupted one starts over, a changed lock installs again.
 $(VENV)/ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info[:2] < (3, 14) or sys.exit("Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info[:2] < (3, 15) or sys.exit("Python 3.10 to 3.14 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --quiet --require-hashes -r requirements.lock
 	$(PIP) --quiet --no-deps --no-build-isolation -e .

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -189,6 +190,22 @@ def test_the_draws_are_those_of_the_image_and_epoch_for_any_number_of_workers_an
     both = [i for i in index.tolist() if i in others]
     changed = [(images[index == i] != other[others == i]).any() for i in both]
     assert sum(changed) > 0.9 * len(both) > 30, "each epoch has boxes of its own"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS starts workers anew")
+def test_workers_are_forks_which_share_what_is_held_whatever_python_itself_would_start(root):
+    loader = ready(root, num_workers=1).train_dataloader()
+    assert loader.multiprocessing_context.get_start_method() == "fork"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_workers_that_are_started_anew_as_on_macos_give_the_same_batches(root, monkeypatch, mode):
+    data = ready(root, mode=mode, augment=per_image())
+    expected = together(batches(data))
+    anew = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    monkeypatch.setattr("src.data.base.worker_options", lambda number: anew)
+    assert all(torch.equal(a, b) for a, b in zip(together(batches(data)), expected, strict=True))
 
 
 def test_transforms_that_go_image_by_image_are_done_where_it_is_read(root):

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from src.data.augment import PerImage
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess, measure_statistics, statistic
-from src.data.samplers import EvalSampler, Loader, TrainLoader, TrainSampler, outlive_sigterm
+from src.data.samplers import EvalSampler, Loader, TrainLoader, TrainSampler, outlive_sigterm, worker_options
 
 
 class ImageDataModule(LightningDataModule):
@@ -235,7 +235,7 @@ class ImageDataModule(LightningDataModule):
         loader = kind(
             data,
             batch_size=self.batch_size,
-            num_workers=self.num_workers or 0,
+            **worker_options(self.num_workers or 0),
             worker_init_fn=outlive_sigterm,
             collate_fn=tuple,  # the batch as it was fetched
             generator=torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses

@@ -1,6 +1,7 @@
 """The order of the images, and a train loader that goes on in the middle of an epoch."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,6 +96,14 @@ class Loader(DataLoader):
         except Exception as error:
             self.failed(error)
             raise
+
+
+def worker_options(number: int) -> dict[str, Any]:
+    """Those of a DataLoader with so many workers: on Linux forks, which share the images that are held.
+
+    Python 3.14 would start each anew, as macOS does: that loads torch in every epoch, and has a copy of the images.
+    """
+    return {"num_workers": number, "multiprocessing_context": "fork" if number and sys.platform == "linux" else None}
 
 
 def outlive_sigterm(worker: int) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.decode import open_image, square
 from src.data.memory import LazyImages
+from src.data.samplers import worker_options
 from src.data.streaming import StreamingDataModule
 
 
@@ -53,7 +54,7 @@ class SourceDataModule(StreamingDataModule):
 
     def _read(self, squares: "Squares", where: str) -> tuple[Any, Tensor]:
         """All images, uint8 (N, 1, S, S) if all are grey, else (N, 3, S, S), and their labels."""
-        loader: Any = DataLoader(squares, 64, num_workers=self.num_workers, collate_fn=list)
+        loader: Any = DataLoader(squares, 64, collate_fn=list, **worker_options(self.num_workers or 0))
         images = np.empty((len(squares), *squares[0][0].shape), np.uint8)
         labels: list[Any] = []
         for batch in track(loader, f"reading {len(squares):,} images"):

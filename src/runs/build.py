@@ -1,5 +1,7 @@
 """From a config to its objects, and the resolvers that the configs use."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,9 @@ from src.runs.folder import CONF, new_run
 NEXT = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 REPLACES: Any = {"replace": True} if NEXT else {}  # what a second opening of a run puts into Hydra's store
+
+if sys.version_info >= (3, 14):  # whose argparse reads at once the help that Hydra writes when asked (Hydra #3121)
+    argparse.ArgumentParser._check_help = lambda *_: None
 
 LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
 # What of a data section decides which images are held out, by split.
