@@ -201,7 +201,8 @@ def _every(runs: Iterable[Record]) -> pd.DataFrame:
         origin = {name: run.settings.get(name) for name in REPEATS}
         origin |= {name: run.results.get(name) for name in ("device", "git_commit")}
         lines.append({"run": run.name, "status": run.status, **run.differing, **(run.numbers or {}), **origin})
-    return pd.DataFrame(lines).astype(object).fillna("").map(lambda x: f"{x:.10g}" if isinstance(x, float) else str(x))
+    frame = pd.DataFrame(lines).astype(object)
+    return frame.map(lambda x: "" if pd.isna(x) else f"{x:.10g}" if isinstance(x, float) else str(x))
 
 
 def _page(rows: list[Row], runs: Mapping[str, Record], every: pd.DataFrame, sweeps: Sequence[Path]) -> str:

@@ -166,7 +166,8 @@ def test_tensorboard_has_curves_pictures_the_graph_and_hyperparameters(trained) 
     _, _, folder = trained
     tags = {"scalars": set(), "images": set(), "tensors": set(), "graph": False}
     compared = []
-    for part in [events_folder(folder), *events_folder(folder).glob("*/")]:
+    place = events_folder(folder)
+    for part in [place, *filter(Path.is_dir, place.iterdir())]:
         events = EventAccumulator(str(part)).Reload()
         tags["scalars"] |= set(events.Tags()["scalars"])
         tags["tensors"] |= set(events.Tags()["tensors"])
