@@ -235,7 +235,7 @@ class ImageDataModule(LightningDataModule):
         loader = kind(
             data,
             batch_size=self.batch_size,
-            **worker_options(self.num_workers or 0),
+            **worker_options(self.num_workers),
             worker_init_fn=outlive_sigterm,
             collate_fn=tuple,  # the batch as it was fetched
             generator=torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses

@@ -45,13 +45,13 @@ def open_image(source: str | Path | BytesIO) -> Image.Image:
     return Image.open(source)
 
 
-def decode(path: str | Path, side: int, channels: int = 3) -> np.ndarray:
-    """Read an image file as `square` makes it. Of an animation the first frame counts.
+def decode(source: str | Path | BytesIO, side: int, channels: int = 3) -> np.ndarray:
+    """Read an image file, or its bytes, as `square` makes it. Of an animation the first frame counts.
 
     Raises:
         OSError, ValueError: it cannot be read.
     """
-    with open_image(path) as image:
+    with open_image(source) as image:
         return square(image, side, channels)
 
 

@@ -98,12 +98,13 @@ class Loader(DataLoader):
             raise
 
 
-def worker_options(number: int) -> dict[str, Any]:
+def worker_options(number: int | None) -> dict[str, Any]:
     """Those of a DataLoader with so many workers: on Linux forks, which share the images that are held.
 
     Python 3.14 would start each anew, as macOS does: that loads torch in every epoch, and has a copy of the images.
     """
-    return {"num_workers": number, "multiprocessing_context": "fork" if number and sys.platform == "linux" else None}
+    context = "fork" if number and sys.platform == "linux" else None
+    return {"num_workers": number or 0, "multiprocessing_context": context}
 
 
 def outlive_sigterm(worker: int) -> None:

@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.decode import UNREADABLE, open_image, square
+from src.data.decode import UNREADABLE, decode
 from src.data.draw import hashed_generator
 from src.data.listing import Files
 from src.data.memory import LazyImages, MemoryDataModule
@@ -208,7 +208,7 @@ def image_file(images: Any, row: int) -> bytes:
     """
     if isinstance(images, Files):
         content = Path(images.name(row)).read_bytes()
-        square(open_image(io.BytesIO(content)), 1, channels=3)  # so small, a JPEG is decoded at an eighth of its size
+        decode(io.BytesIO(content), side=1)  # so small, a JPEG is decoded at an eighth of its size
         return content
     file = io.BytesIO()
     image = as_image("images", images[row]) if isinstance(images, Tensor) else images.open(row)

@@ -54,7 +54,7 @@ class SourceDataModule(StreamingDataModule):
 
     def _read(self, squares: "Squares", where: str) -> tuple[Any, Tensor]:
         """All images, uint8 (N, 1, S, S) if all are grey, else (N, 3, S, S), and their labels."""
-        loader: Any = DataLoader(squares, 64, collate_fn=list, **worker_options(self.num_workers or 0))
+        loader: Any = DataLoader(squares, 64, collate_fn=list, **worker_options(self.num_workers))
         images = np.empty((len(squares), *squares[0][0].shape), np.uint8)
         labels: list[Any] = []
         for batch in track(loader, f"reading {len(squares):,} images"):
