@@ -258,23 +258,25 @@ def test_what_was_decoded_before_a_kill_is_not_decoded_again(root, decoded, monk
 
 
 @pytest.mark.parametrize("kind", ["pixels", "keys"])
-@pytest.mark.parametrize("damage", ["cut off", "overwritten", "gone"])
+@pytest.mark.parametrize("damage", ["cut off", "overwritten", "zeroed", "gone"])
 def test_damage_is_noticed_and_repaired(root, decoded, kind, damage):
     expected = ready(root).examples("train", 30)[0]
     (file,) = cached(root, kind)
     size = file.stat().st_size
-    if damage == "overwritten" and kind == "pixels":
+    if damage in ("overwritten", "zeroed") and kind == "pixels":
         pytest.skip("the pixels have no checksum")
     if damage == "cut off":
         os.truncate(file, size * 2 // 3 - 1)
     elif damage == "overwritten":
         file.write_bytes(os.urandom(size))
+    elif damage == "zeroed":
+        file.write_bytes(bytes(size // 2) + file.read_bytes()[size // 2 :])
     else:
         file.unlink()
     decoded.clear()
     data = ready(root)
     assert torch.equal(data.examples("train", 30)[0], expected)
-    assert len(decoded) == (11 if damage == "cut off" else 30)
+    assert len(decoded) == {"cut off": 11, "zeroed": 15}.get(damage, 30)
     decoded.clear()
     ready(root)
     assert decoded == []

@@ -62,8 +62,9 @@ class DecodedCache:
             os.truncate(file, rows * size) if rows else file.unlink(missing_ok=True)
 
     def _add(self, files: dict[int, str]) -> dict[str, str]:
-        known = dict.fromkeys(self._known())
-        missing = [key for key in files if key not in known]
+        known = self._known()  # several are alike where zeros have overwritten them
+        there = set(known)
+        missing = [key for key in files if key not in there]
         self._cut(len(known))
         step, broken = max(CHUNK // self.row_bytes, 1), dict[str, str]()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
