@@ -4,12 +4,13 @@ import json
 import shutil
 import signal
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from src.data import shards as module
 from src.data.decode import decode
@@ -135,6 +136,31 @@ def test_a_source_of_several_labels_and_no_test_images_keeps_both_and_they_are_c
     shown, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     assert sorted(shown[:, 0, 0, 0].tolist()) == list(range(30))
     assert torch.equal(labels, torch.stack([shown[:, 0, 0, 0] % 2, torch.ones(30), torch.zeros(30)], 1))
+
+
+def test_pictures_of_every_mode_and_those_on_their_side_are_what_the_source_itself_shows(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+    colour, exif, file = Image.fromarray(drawn), Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    colour.save(file, "JPEG", exif=exif)
+    wide, bright = drawn[:, :, 0].astype(np.uint16) * 256, drawn[:, :, 0].astype(np.float32) / 255
+    pictures = [colour.convert(mode) for mode in ("CMYK", "RGBA", "P", "1", "YCbCr")]
+    pictures += [Image.open(file), Image.fromarray(wide), Image.fromarray(bright)]
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, index):
+            return pictures[index].copy(), index
+
+    held = {"test_size": 1, "val_size": 0, "batch_size": 1}
+    source = MapDataset(source=Pictures(), mode="stream", **OPTIONS | held)
+    write_shards(source, tmp_path / "pictures")
+    source.setup()
+    data = ready(tmp_path / "pictures", **held)
+    both = (sum((everything(part, split) for split in ("train", "test")), Counter()) for part in (source, data))
+    assert next(both) == next(both)
 
 
 @pytest.mark.parametrize("form", ["dict of arrays", "pairs of pictures"])

@@ -79,9 +79,7 @@ def square(image: Image.Image, side: int, channels: int, box: Box | None = None)
     # a JPEG may be decoded smaller, which is quicker, but its box to no less than twice the side
     shrink = max(min(tall, wide) // (2 * side), 1)
     image.draft("L" if channels == 1 else None, (-(-image.width // shrink), -(-image.height // shrink)))
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
-    image = _plain(image, "RGB" if channels == 3 else "L")
+    image = plain(image, "RGB" if channels == 3 else "L")
     x, y = image.width / width, image.height / height
     cut = image.crop((round(left * x), round(top * y), round((left + wide) * x), round((top + tall) * y)))
     pixels = torch.from_numpy(np.array(cut)).view(cut.height, cut.width, channels)
@@ -94,7 +92,16 @@ def _centre(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has one channel, which is none of numbers of colours."""
+    return len(image.getbands()) == 1 and image.mode != "P"
+
+
+def plain(image: Image.Image, mode: str) -> Image.Image:
+    """An image upright, as uint8 in the mode "RGB" or "L"; see `square`."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image)
         low, high = float(grey.min()), float(grey.max())

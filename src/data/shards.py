@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.decode import UNREADABLE, decode
+from src.data.decode import UNREADABLE, decode, is_grey, plain
 from src.data.draw import hashed_generator
 from src.data.listing import Files
 from src.data.memory import LazyImages, MemoryDataModule
@@ -201,7 +201,7 @@ def _items(
 
 
 def image_file(images: Any, row: int) -> bytes:
-    """The bytes of a file as it is, or of a PNG of an image that is held or read by a Dataset.
+    """The bytes of a file as it is, or of a PNG, upright, of an image that is held or read by a Dataset.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -212,5 +212,5 @@ def image_file(images: Any, row: int) -> bytes:
         return content
     file = io.BytesIO()
     image = as_image("images", images[row]) if isinstance(images, Tensor) else images.open(row)
-    image.save(file, "PNG")
+    plain(image, "L" if is_grey(image) else "RGB").save(file, "PNG")
     return file.getvalue()

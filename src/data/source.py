@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.decode import open_image, square
+from src.data.decode import is_grey, open_image, square
 from src.data.memory import LazyImages
 from src.data.samplers import worker_options
 from src.data.streaming import StreamingDataModule
@@ -120,8 +120,7 @@ class Squares(LazyImages, Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
         image, label = self.item(index)
-        grey = len(image.getbands()) == 1 and image.mode != "P"
-        return square(image, self.side, 1 if grey else self.channels), label
+        return square(image, self.side, 1 if is_grey(image) else self.channels), label
 
 
 def as_image(where: str, image: Any) -> Image.Image:
