@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.finetune import Finetune, head_of, in_head
 from src.modules.classifier import ImageClassifier
-from src.modules.schedules import CosineWithWarmup
+from src.modules.schedules import CosineWithWarmup, OneCycle, Triangle
 from src.runs.build import build
 
 
@@ -47,11 +47,12 @@ class Watch(Callback):
 
 
 def fit(
-    *callbacks: Callback, epochs: int = 4, ckpt_path: Path | None = None, network: Small | None = None, **options: Any
-) -> Watch:
+    *callbacks: Callback, epochs: int = 4, ckpt_path: Path | None = None, network: Small | None = None,
+    schedule: Callable[..., Any] = CosineWithWarmup, **options: Any,
+) -> Watch:  # fmt: skip
     """Trains Small, or `network`, with a validation after each epoch; the first watched tensors are from before."""
     torch.manual_seed(0)
-    scheduler = {"factory": CosineWithWarmup, "interval": "step", "needs_total_steps": True}
+    scheduler = {"factory": schedule, "interval": "step", "needs_total_steps": True}
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
     module = ImageClassifier(network or Small(), optimizer, scheduler=scheduler, **options)
     watch = Watch()
@@ -94,9 +95,10 @@ def test_a_linear_probe_never_trains_the_backbone(config: Callable[..., DictConf
     assert changed(states[0], states[-1]) == HEAD
 
 
-@pytest.mark.parametrize("decay_norms_and_biases", [True, False])
-def test_the_schedule_moves_both_rates_and_the_backbones_is_a_tenth(decay_norms_and_biases: bool) -> None:
-    rates = fit(Finetune(unfreeze_at=1), decay_norms_and_biases=decay_norms_and_biases, epochs=3).rates
+@pytest.mark.parametrize("schedule", [CosineWithWarmup, Triangle, OneCycle])
+@pytest.mark.parametrize("decays", [True, False])
+def test_the_schedule_moves_both_rates_and_the_backbones_is_a_tenth(schedule: Any, decays: bool) -> None:
+    rates = fit(Finetune(unfreeze_at=1), decay_norms_and_biases=decays, epochs=3, schedule=schedule).rates
     for each in rates:
         half = len(each) // 2
         assert each[half:] == pytest.approx([0.1 * rate for rate in each[:half]])

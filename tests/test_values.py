@@ -108,7 +108,6 @@ scheduler.factory= {_target_: torch.optim.lr_scheduler.StepLR,step_size: 0}
 scheduler.factory= {_target_: torch.optim.lr_scheduler.StepLR,gamma: abc}
 scheduler.factory= {_target_: torch.optim.lr_scheduler.MultiStepLR,milestones: abc}
 scheduler.factory= {_target_: torch.optim.lr_scheduler.MultiStepLR,milestones: [2,1]}
-scheduler.factory= {_target_: src.modules.schedules.OneCycle,max_lr: -1}
 scheduler.factory= {_target_: src.modules.schedules.OneCycle,pct_start: 1}
 scheduler.factory= {_target_: torch.optim.lr_scheduler.ReduceLROnPlateau,patience: abc}
 scheduler.factory= {_target_: src.modules.schedules.Triangle,peak: 1}

@@ -56,7 +56,13 @@ class Triangle(LambdaLR):
 
 
 class OneCycle(OneCycleLR):
-    """torch's OneCycleLR, which as torch has it keeps the length that a resumed run started with, and then fails."""
+    """torch's OneCycleLR, but each group of parameters goes up to its own rate, where torch has one for all.
+
+    And it follows the length of a resumed run: torch's keeps that of the start, and then fails.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, **options: Any) -> None:
+        super().__init__(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         length = ("total_steps", "_schedule_phases")

@@ -195,7 +195,7 @@ RULES: dict[str, Rule] = {
     "OneCycle.pct_start": number(0, 1, without=(0, 1)),
     "ConstantLR.factor": CHANCE,
     "CosineWithWarmup.start CosineWithWarmup.end Triangle.start Triangle.end": FROM_0,
-    "OneCycle.max_lr torch.optim.lr_scheduler.*.gamma": ABOVE_0,
+    "torch.optim.lr_scheduler.*.gamma": ABOVE_0,
     "MultiStepLR.milestones": several(whole(0), rising=True),
     "ReduceLROnPlateau.patience": whole(0),
     # the trainer, by Lightning's names
