@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.datasets import load_digits
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from src.data.augment import AlternatingFlip, Cutout, RandomCrop
 from src.data.base import ImageDataModule
@@ -275,6 +276,16 @@ def test_a_larger_image_size_is_reached_after_the_augmentation_and_resize_before
     data = ready(image_size=16, augment={"crop": RandomCrop(0, size=16 if options else 8)}, **options)
     images, labels = numbered(range(10)), torch.zeros(10).long()
     assert data.augment(images, labels)[0].shape == data.preprocess(images).shape == (10, 3, 16, 16)
+
+
+def test_a_crop_of_a_resized_image_stays_as_it_is_and_without_one_the_centre_is_cut():
+    images, labels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8), torch.zeros(10).long()
+    crop = RandomCrop(0, size=16)
+    data = ready(image_size=16, resize=20, augment={"crop": crop})
+    cut, _ = crop(TF.resize(images, [20], antialias=True), labels, Draw(10))
+    assert torch.equal(data.augment(images, labels)[0], data.preprocess.normalise(cut))
+    data = ready(image_size=16, resize=20)
+    assert torch.equal(data.augment(images, labels)[0], data.preprocess(images))
 
 
 @pytest.mark.parametrize(

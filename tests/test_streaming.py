@@ -112,7 +112,7 @@ def test_random_boxes_are_cut_from_the_whole_image_and_resized(root):
     assert min(scales) < 0.2
     assert max(scales) > 0.8
     augmented, _ = data.augment(images, labels, 3)
-    assert torch.equal(augmented, data.preprocess(images)), "the crop is not done again, nor resized before it"
+    assert torch.equal(augmented, data.preprocess.normalise(images)), "the crop is neither done again nor resized"
 
 
 def test_the_boxes_are_those_of_the_batched_crop():

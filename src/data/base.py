@@ -287,7 +287,7 @@ class ImageDataModule(LightningDataModule):
             images = TF.resize(images, [self.resize], antialias=True)
         for transform in self.before_normalize:
             images, labels = transform(images, labels, draw)
-        images = self.preprocess.to(images.device)(images)
+        images = self.preprocess.to(images.device).after_augmentation(images)
         for transform in self.after_normalize:
             images, labels = transform(images, labels, draw)
         return images, labels

@@ -39,6 +39,10 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.normalise(self.cut(images))
 
+    def after_augmentation(self, images: Tensor) -> Tensor:
+        """The same, but a crop that has the network's size is not enlarged to `resize`, to be cut once more."""
+        return self.normalise(images if images.shape[-2:] == (self.size, self.size) else self.cut(images))
+
     def cut(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> uint8 (B, C, image_size, image_size)"""
         images = TF.resize(images, [self.shorter], antialias=True)  # as it is where it has that size
