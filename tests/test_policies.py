@@ -179,18 +179,20 @@ def test_augmix_mixes_chains_of_torchvisions_operations():
     assert_close_enough(out, [e.round().byte() for e in expected])
 
 
-@pytest.mark.parametrize("order_of", [{"brightness": 0.5, "contrast": 0.5}, {"saturation": 0.9, "hue": 0.5}])
+@pytest.mark.parametrize(
+    "order_of", [{"brightness": 0.5, "contrast": 0.5}, {"saturation": 0.9, "hue": 0.5}, {"brightness": 3, "contrast": 1}]
+)
 def test_color_jitter_draws_factors_and_their_order_for_each_image(order_of):
     images = pictures(3, *SIZE, count=100)
     out, _ = policies.ColorJitter(**order_of)(images, torch.zeros(100), Draw(100))
     again, expected = Draw(100), list(images)
     theirs = [getattr(TF, f"adjust_{name}") for name in order_of]
-    changes = (again.uniform(2) * 2 - 1) * torch.tensor(list(order_of.values()))
+    low, high = torch.tensor([getattr(v2.ColorJitter(**order_of), name) for name in order_of]).T
+    factors = low + (high - low) * again.uniform(2)
     order = again.uniform(2).argsort(1)
     for i in range(100):
         for step in order[i]:
-            change = float(changes[i, step])
-            expected[i] = theirs[step](expected[i], change if theirs[step] is TF.adjust_hue else 1 + change)
+            expected[i] = theirs[step](expected[i], float(factors[i, step]))
     assert_alike(out, expected, 4)  # two operations, each to within a level
     assert 30 < order[:, 0].sum() < 70
 

@@ -109,7 +109,7 @@ class ColorJitter(Transform):
     """Changes brightness, contrast, saturation and hue, in an order of its own for each image.
 
     Args:
-        brightness, contrast, saturation: the factor is uniform in 1 - x .. 1 + x, and not below 0.
+        brightness, contrast, saturation: the factor is uniform in 1 - x .. 1 + x, from 0 on where x is above 1.
         hue: the turn is uniform in -x .. x, at most 0.5, half the circle.
     """
 
@@ -120,7 +120,8 @@ class ColorJitter(Transform):
     def forward(self, images: Tensor, labels: Tensor, draw: Draw) -> Batch:
         here, most = draw.on_cpu(), {name: value for name, value in self.most.items() if value}
         numbers, limits = torch.tensor([NAMES.index(name) for name in most]), torch.tensor(list(most.values()))
-        changes = (limits * (2 * here.uniform(len(most)) - 1)).clamp(min=-1)  # -1 is a factor of 0
+        lowest = -limits.clamp(max=1)  # of the change; -1 is a factor of 0
+        changes = lowest + (limits - lowest) * here.uniform(len(most))
         for step in here.uniform(len(most)).argsort(1).T:
             images = apply_chosen(images, numbers[step], changes.gather(1, step[:, None]).flatten())
         return images, labels
