@@ -115,6 +115,14 @@ def test_random_boxes_are_cut_from_the_whole_image_and_resized(root):
     assert torch.equal(augmented, data.preprocess.normalise(images)), "the crop is neither done again nor resized"
 
 
+def test_what_is_cropped_before_a_step_of_single_images_is_not_resized_again(root):
+    steps = {"crop": augment.RandomCrop(0, size=SIDE), "same": v2.Identity()}
+    data = ready(root, augment=steps, resize=20, val_size=0)
+    images, labels, *_ = batches(data)[0]
+    assert images.shape[-1] == SIDE
+    assert torch.equal(data.augment(images, labels)[0], data.preprocess.normalise(images))
+
+
 def test_the_boxes_are_those_of_the_batched_crop():
     drawn, sizes = augment.RandomResizedCrop(SIDE, scale=(0.05, 0.9), ratio=(0.5, 3)), (375, 500)
 

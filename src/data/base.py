@@ -49,7 +49,7 @@ class ImageDataModule(LightningDataModule):
     own_std: Sequence[float] | None = None
     on_device = False  # whether a batch is fetched where the training is
     measured = 10_000  # images at most to measure mean and deviation on
-    crops_while_reading = False
+    resizes_while_reading = False
     multilabel = False  # from `setup` on: whether labels are float (B, K), where an image may have several classes
 
     def __init__(
@@ -283,7 +283,7 @@ class ImageDataModule(LightningDataModule):
         """Augment and normalise a training batch, uint8 (B, C, H, W), as batch `batch` of epoch `epoch`."""
         rank, world = self._rank_and_world()
         draw = Draw(len(images), self.seed, epoch, batch, rank, world, images.device, index, self.num_classes or -1)
-        if self.resize and not self.crops_while_reading:
+        if self.resize and not self.resizes_while_reading:
             images = TF.resize(images, [self.resize], antialias=True)
         for transform in self.before_normalize:
             images, labels = transform(images, labels, draw)

@@ -129,6 +129,8 @@ class StreamingDataModule(MemoryDataModule):
         options: of `MemoryDataModule`.
     """
 
+    resizes_while_reading = True
+
     def __init__(self, *, mode: str = "memory", test_size: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
         if mode == "stream" and self.on_device:
@@ -164,9 +166,8 @@ class StreamingDataModule(MemoryDataModule):
         They are those up to the last `PerImage`, and a RandomResizedCrop that comes first: it gets the whole image.
         """
         steps = self.before_normalize
-        self.crops_while_reading = bool(steps) and isinstance(steps[0], RandomResizedCrop)
-        per_image = [i for i, step in enumerate(steps, 1) if isinstance(step, PerImage)]
-        count = max([int(self.crops_while_reading), *per_image])
+        first = steps[:1] if steps and isinstance(steps[0], RandomResizedCrop) else []
+        count = max((i for i, step in enumerate(steps, 1) if step in first or isinstance(step, PerImage)), default=0)
         self.before_normalize = steps[count:]
         return steps[:count]
 
