@@ -129,7 +129,7 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
         raise RunError(f"{start} has no state to go on from: {type(error).__name__}: {error}") from error
     if spawns and (output / LAST).is_file():
         records.take_over(trainer, load_checkpoint(output / LAST), logger, output)
-    elif resumes and not record.stepped and trainer.is_global_zero:
+    elif start is not None and not record.stepped and trainer.is_global_zero:
         ends = "the run had come to its trainer.max_epochs or max_steps, or early stopping had ended it"
         log.warning("no step was left to train: %s", ends)
 

@@ -129,8 +129,7 @@ def test_filters_of_fixed_norm_stay_there_and_move_by_the_learning_rate() -> Non
 def test_lookahead_pulls_back_more_and_more_and_ends_on_the_slow_weights() -> None:
     module = LightningModule()
     module.weight = nn.Parameter(torch.zeros(()))
-    module.total_steps = lambda: 6
-    trainer = SimpleNamespace(global_step=0)
+    trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=6)
     callback = Lookahead(every=2, decay=0.5, power=1)
     callback.on_train_start(trainer, module)  # type: ignore[arg-type]
     values = []

@@ -304,13 +304,16 @@ def test_the_precision_is_decided_once(config, monkeypatch) -> None:
     assert resumed_config(str(folder))["trainer"]["precision"] == "bf16-mixed"
 
 
-def test_a_one_cycle_schedule_follows_the_new_length_of_a_resumed_run(config, tmp_path: Path) -> None:
+def test_a_one_cycle_schedule_follows_the_new_length_of_a_resumed_run(config, tmp_path: Path, caplog) -> None:
     options = [*QUICK, *SILENT, "scheduler=onecycle", "optimizer=sgd", "test=false"]
     train(config(*options))
     last = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
     _, objects = train(config(*options, last, "trainer.max_epochs=4", f"paths.output_dir={tmp_path}/more"))
     assert objects["trainer"].lr_scheduler_configs[0].scheduler.total_steps == 4 * 5
     assert objects["trainer"].global_step == 4 * 5
+    assert "no step was left" not in caplog.text
+    train(config(*options, last, f"paths.output_dir={tmp_path}/none"))
+    assert "no step was left to train" in caplog.text
     best = read_results(tmp_path / "more")["best"]
     assert best is None or (tmp_path / "more" / best["path"]).is_file()
 

@@ -31,7 +31,9 @@ class Lookahead(Callback):
         self.slow: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.steps = pl_module.total_steps()  # type: ignore[operator]
+        self.steps = trainer.estimated_stepping_batches
+        if self.steps == float("inf"):
+            raise ValueError("callbacks=lookahead must know where training ends: set trainer.max_epochs or max_steps.")
         fast = real_numbers(pl_module)
         self.slow = {name: self.slow.get(name, value).to(value.device, copy=True) for name, value in fast.items()}
         self.updated = trainer.global_step

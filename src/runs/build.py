@@ -18,7 +18,8 @@ REPLACES: Any = {"replace": True} if NEXT else {}  # what a second opening of a 
 if sys.version_info >= (3, 14):  # whose argparse reads at once the help that Hydra writes when asked (Hydra #3121)
     argparse.ArgumentParser._check_help = lambda *_: None
 
-LESS_IS_BETTER = ("loss", "error", "ece", "nll", "brier", "seconds", "parameters")
+# How the names of those metrics end that are the better the less they are.
+LESS_IS_BETTER = ("loss", "error", "mse", "mae", "distance", "ece", "nll", "brier", "seconds", "parameters")
 # What of a data section decides which images are held out, by split.
 SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
