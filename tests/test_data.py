@@ -602,10 +602,12 @@ def test_a_balanced_run_goes_on_with_the_very_next_batch_in_mid_epoch(tmp_path):
         assert_same(fit(tmp_path, tmp_path / f"step={done}.ckpt", **options), whole[done:])
 
 
-def test_overfitting_on_a_few_batches_repeats_the_same_images(tmp_path):
-    batches = fit(tmp_path, overfit_batches=2, max_epochs=2)
+@pytest.mark.filterwarnings("error:.*train dataloader shuffling")
+def test_overfitting_on_a_few_batches_repeats_the_same_images_which_are_of_all_classes(tmp_path):
+    batches = fit(tmp_path, data={"augment": None}, overfit_batches=2, max_epochs=2)
     assert len(batches) == 4
-    assert torch.equal(batches[0][3], batches[2][3])
+    assert torch.equal(batches[0][2], batches[2][2])
+    assert sorted(set(batches[0][3].tolist())) == [0, 1, 2, 3], "though the images come class after class"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

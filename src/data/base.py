@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from src.data.augment import PerImage
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess, measure_statistics, statistic
-from src.data.samplers import EvalSampler, Loader, TrainLoader, TrainSampler, outlive_sigterm, worker_options
+from src.data.samplers import EvalSampler, Loader, SameOrder, TrainLoader, TrainSampler, outlive_sigterm, worker_options
 
 
 class ImageDataModule(LightningDataModule):
@@ -180,8 +180,7 @@ class ImageDataModule(LightningDataModule):
         """
         data, size = self._existing(split), self.size(split)
         if isinstance(chosen, int):
-            count = min(chosen, size)
-            chosen = [i * size // count for i in range(count)]
+            chosen = [i * size // min(chosen, size) for i in range(min(chosen, size))]
         images, labels, *_ = data.__getitems__(list(chosen))
         return images.cpu(), labels.cpu()
 
@@ -214,8 +213,9 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; the last incomplete one is left out."""
         data, (rank, world) = copy(self._sets["train"]), self._rank_and_world()  # the loader tells it the epoch
-        place: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
-        sampler = TrainSampler(data, self._position, self.batch_size, self.balance, **place)
+        at: dict[str, int] = {"rank": rank, "num_replicas": world, "seed": self.seed}
+        fixed = getattr(self.trainer, "overfit_batches", 0) > 0
+        sampler = SameOrder(data) if fixed else TrainSampler(data, self._position, self.batch_size, self.balance, **at)
         return self._loader(TrainLoader, data, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

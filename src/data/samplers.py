@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from src.data.draw import hashed_generator
 
@@ -44,6 +44,19 @@ class TrainSampler(DistributedSampler):
             order = by_chunks(order, data.chunks, generator)
         mine = order[self.rank : self.total_size : self.num_replicas]
         return iter(mine[batches * self.batch_size :].tolist())
+
+
+class SameOrder(SequentialSampler):
+    """One shuffled order for every epoch, for `trainer.overfit_batches`: files come class after class.
+
+    Lightning puts its own in the place of any other kind then.
+    """
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(self.data_source), generator=hashed_generator(0)).tolist())
 
 
 def by_chunks(order: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
