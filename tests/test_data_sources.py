@@ -323,6 +323,14 @@ def test_a_set_of_torchvision_has_its_official_splits_pixels_and_class_names(fas
         assert labels.tolist() == [i % 10 for i in range(count)]
 
 
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_a_mirrored_sign_is_warned_of_and_a_mirrored_shoe_is_not(name, recwarn):
+    options = {"name": name, "num_classes": 10, "image_size": 28, "augment": {"flip": RandomHorizontalFlip()}}
+    Torchvision(root="nowhere", **options)
+    told = "data.augment.flip mirrors the signs of MNIST: data.augment.flip=null."
+    assert [str(each.message) for each in recwarn] == [told] * (name == "MNIST")
+
+
 def test_a_set_without_official_splits_is_carved():
     data = torchvision_set("nowhere", name="FakeData", image_size=8, options={"size": 40, "image_size": [3, 8, 8]})
     assert [data.size(split) for split in ("train", "val", "test")] == [36, 0, 4]

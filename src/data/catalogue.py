@@ -1,6 +1,7 @@
 """Data sets by name: torchvision's, and those in the format of Hugging Face's `datasets`."""
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from src.data.augment import RandomHorizontalFlip
 from src.data.files import given_up_when_stalled
 from src.data.source import SourceDataModule
 
@@ -24,6 +26,8 @@ SPLITS: dict[str, dict[str, Any]] = {
     "Caltech101 Caltech256 EuroSAT FakeData INaturalist Omniglot SEMEION SUN397": {"train": None},
 }
 NAMES = {name: splits for names, splits in SPLITS.items() for name in names.split()}
+# Letters, digits and traffic signs: the mirror image of one is another, or none.
+SIGNS = ["EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS"]
 # Arguments of the others that these do not take.
 LACKS = {"FER2013": {"download"}, "ImageNet": {"download"}, "FakeData": {"download", "root"}}
 
@@ -53,6 +57,8 @@ class Torchvision(SourceDataModule):
             )
         self.kind, self.download, self.options = getattr(datasets, name), download, dict(options or {})
         self.splits = NAMES[name]
+        if name in SIGNS and any(isinstance(step, RandomHorizontalFlip) for step in self.before_normalize):
+            warnings.warn(f"data.augment.flip mirrors the signs of {name}: data.augment.flip=null.", stacklevel=2)
         self.keyword = {bool: "train", str: "split"}.get(type(self.splits["train"]))
         if ours := [key for key in self.options if key in ("root", "download", self.keyword)]:
             raise ValueError(f"data.options={self.options}: {', '.join(ours)} is set here; leave it out.")
