@@ -111,6 +111,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if trainer.is_global_zero:
         for line in told.chosen():
             log.info(line)
+        for word in told.unheeded(cfg):
+            log.warning("%s changes nothing: this model takes none", word)
         if OmegaConf.select(cfg, "extras.print_config"):
             told.print_config(config)
 

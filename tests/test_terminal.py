@@ -3,12 +3,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from src.callbacks.progress import described
 from src.callbacks.summary import Summary
-from src.runs.build import build_model
-from src.runs.told import print_results
+from src.runs.build import build_model, compose
+from src.runs.told import print_results, unheeded
 from tests.conftest import composed
 
 
@@ -51,3 +52,18 @@ def test_the_table_at_the_end_has_the_metrics_in_the_order_in_which_they_were_lo
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["loss", "0.2500", "0.5000"], ["acc", "", "75.00 %"], ["images_per_s", "1,234"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "idle"),
+    [
+        (["model=vgg11", "loss=focal", "optimizer.lr=0.1", "+metrics.f1._target_=torchmetrics.F1Score"], []),
+        (["model=sngan", "scheduler=none", "seed=1"], []),
+        (["model=sngan", *(words := ["loss=focal", "metrics=macro", "optimizer.lr=0.1"])], words),
+    ],
+)  # fmt: skip
+def test_what_a_model_does_not_take_is_told(given: list[str], idle: list[str], monkeypatch) -> None:
+    command = SimpleNamespace(overrides=SimpleNamespace(task=given))
+    monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.initialized", lambda: True)
+    monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: command)
+    assert unheeded(compose("train", [*given, "paths.output_dir=run"])) == idle

@@ -1,11 +1,13 @@
 """What the terminal is told of a training: what was chosen before it, what came of it after it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from src.runs.folder import from_here
 
 GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "loss", "trainer", "callbacks", "logger")
+OF_THE_MODEL = ("optimizer", "scheduler", "loss", "metrics")  # what a model may take as the config has it
 
 
 def chosen() -> list[str]:
@@ -18,6 +20,15 @@ def chosen() -> list[str]:
     groups = [f"{name}={hydra.runtime.choices[name]}" for name in GROUPS if hydra.runtime.choices.get(name)]
     given = [word for word in hydra.overrides.task if word not in groups]
     return [" ".join(words) for words in (groups, ["given:", *given] if given else []) if words]
+
+
+def unheeded(cfg: Any) -> list[str]:
+    """What the command that runs has given of those things `OF_THE_MODEL` that its model does not take."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    idle = [name for name in OF_THE_MODEL if cfg.model.get(name) != cfg.get(name)]
+    return [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in idle]
 
 
 def print_config(config: dict[str, Any]) -> None:
