@@ -269,6 +269,15 @@ def test_draws_have_the_distribution_they_are_named_after():
     assert counts.min() > 850  # 1,000 expected, deviation 30
 
 
+@pytest.mark.parametrize("transform", [v2.ToDtype(torch.float32, scale=True), v2.ToPILImage()])
+def test_a_transform_that_makes_something_else_of_uint8_is_refused(transform):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(
+        ValueError, match=rf"{type(transform).__name__} returns \S+ for torch.uint8; its images must stay"
+    ):
+        augment.PerImage(transform)(images, torch.zeros(2), Draw(2))
+
+
 JITTER = augment.PerImage(v2.ColorJitter(brightness=0.9))
 
 

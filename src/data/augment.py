@@ -239,6 +239,9 @@ class PerImage(Transform):
     Args:
         transform: takes and returns an image tensor (C, H, W); all results must have one shape.
         after_normalize: give it normalised floats instead of uint8.
+
+    Raises:
+        ValueError: it returns something else, such as floats for the uint8 that it gets, which are normalised later.
     """
 
     def __init__(self, transform: nn.Module, after_normalize: bool = False) -> None:
@@ -254,5 +257,12 @@ class PerImage(Transform):
             for image, seed in zip(images, draw.on_cpu().integers(2**31).tolist(), strict=True):
                 for generator in generators:
                     generator.manual_seed(seed)
-                out.append(self.transform(image))
+                try:
+                    out.append(self.transform(image))
+                except TypeError as error:
+                    raise ValueError(f"data.augment: {type(self.transform).__name__}: {error}") from error
+        if wrong := [image for image in out if getattr(image, "dtype", None) != images.dtype]:
+            made = getattr(wrong[0], "dtype", type(wrong[0]).__name__)
+            told = f"{type(self.transform).__name__} returns {made} for {images.dtype}"
+            raise ValueError(f"data.augment: {told}; its images must stay what they are, and are normalised later.")
         return torch.stack(out), labels
