@@ -88,6 +88,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     datamodule.trainer = trainer
     datamodule.prepare_data()
     datamodule.setup("fit")
+    images, labels = datamodule.examples("train", 2)
+    datamodule.augment(images, labels.clamp(min=0), index=torch.arange(len(labels)))  # tells what is wrong with it
     cfg.data.num_classes = datamodule.num_classes  # which a data set may have counted
     check_network(cfg)
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:

@@ -52,6 +52,8 @@ MISTAKES = {
     "optimized_metric=train/score": "train/score was not logged; what is logged: train/acc, train/images_per_s",
     "+callbacks.early_stopping.foo=1": "callbacks.early_stopping: EarlyStopping.__init__() got an unexpected keyword",
     "trainer.strategy=ddp_spawn callbacks=none": "needs callbacks.model_checkpoint",
+    "+data.augment.crop.size=64": "RandomCrop: 40x40 px (padding included) is smaller than size=64",
+    "+data.augment.x={_target_:torchvision.transforms.v2.Normalize,mean:[0.5],std:[0.5]}": "data.augment: Normalize: ",
 }
 FOUND_IN_TRAINING = ["optimized_metric=val/f1", "optimized_metric=train/score"]
 
