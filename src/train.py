@@ -169,12 +169,17 @@ def draw_curves(folder: Path) -> None:
 
 
 def check_network(cfg: DictConfig) -> None:
-    """Raises ValueError where a network of ours is told of other images than the data set has."""
+    """Raises ValueError where a network of ours is told of other images than the data set has.
+
+    Warns of finetuning one of random weights.
+    """
     ours = str(OmegaConf.select(cfg, "model.network._target_")).startswith("src.")
     for key in ("num_classes", "image_size", "channels") if ours else ():
         told, its = (OmegaConf.select(cfg, f"{place}.{key}") for place in ("model.network", "data"))
         if None not in (told, its) and told != its:
             raise ValueError(f"model.network.{key}={told} must be {its}, as data.{key}: leave it out")
+    if ours and OmegaConf.select(cfg, "callbacks.finetune") and not (cfg.model.get("weights") or cfg.ckpt_path):
+        log.warning("callbacks.finetune freezes a backbone of random weights: give it others, model.weights=imagenet")
 
 
 def drop_watchers(cfg: DictConfig, trainer: Any, datamodule: Any) -> None:

@@ -21,6 +21,7 @@ from src.callbacks.finetune import Finetune, head_of, in_head
 from src.modules.classifier import ImageClassifier
 from src.modules.schedules import CosineWithWarmup, OneCycle, Triangle
 from src.runs.build import build
+from src.train import check_network
 
 
 class Small(nn.Sequential):
@@ -111,6 +112,15 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         resumed = fit(Finetune(unfreeze_at=1), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert changed(whole.states[-1], resumed.states[-1]) == set()
         assert resumed.rates[-1] == whole.rates[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "warns"),
+    [(["callbacks=finetune"], True), (["callbacks=finetune", "model.weights=imagenet"], False), ([], False)],
+)
+def test_random_weights_are_warned_of(config: Callable[..., DictConfig], words: list[str], warns: bool, caplog) -> None:
+    check_network(config("model=resnet18", *words))
+    assert ("freezes a backbone of random weights" in caplog.text) == warns
 
 
 def test_a_late_epoch_is_warned_of() -> None:
