@@ -124,6 +124,8 @@ def _write(evaluation: "Evaluation", metrics: dict[str, float], own_data: bool) 
     what = ["none" if own_data else data.lower(), "none" if own_data and cfg.split == "test" else cfg.split]
     now, then = (config["data"] for config in (run.config, run.checkpoint["config"]))
     what += [f"limit{now.get('limit')}" if own_data and now.get("limit") != then.get("limit") else "none"]
+    tested: int | float = evaluation.trainer.limit_test_batches  # 1.0 is all of them, 1 is one
+    what += ["none" if isinstance(tested, float) and tested == 1 else f"batches{tested:g}"]
     what += [cfg.tta, Path(cfg.ckpt_path or "none").stem]
     suffix = "".join(f"_{part}" for part in what if part != "none")
     output = Path(cfg.paths.output_dir or run.folder)

@@ -1,6 +1,7 @@
 """Splits, samplers, loaders and the batch's way to the model, on the bundled digits and on made-up images."""
 
 import hashlib
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -608,6 +609,20 @@ def test_overfitting_on_a_few_batches_repeats_the_same_images_which_are_of_all_c
     assert len(batches) == 4
     assert torch.equal(batches[0][2], batches[2][2])
     assert sorted(set(batches[0][3].tolist())) == [0, 1, 2, 3], "though the images come class after class"
+
+
+def test_a_validation_on_a_few_batches_is_on_images_of_all_classes_and_a_whole_one_in_order():
+    shown = {}
+    for limit in (1.0, 1, 0.5):
+        data = Numbered(val_size=60)
+        data.trainer = Trainer(accelerator="cpu", limit_val_batches=limit, logger=False, enable_checkpointing=False)
+        data.setup()
+        shown[limit, type(limit)] = [numbers_in(batch) for batch in data.val_dataloader()]
+    whole, one, half = shown.values()
+    in_order, mixed = (list(itertools.chain(*batches)) for batches in (whole, one))
+    assert in_order == sorted(mixed)
+    assert one == half != whole
+    assert len(set(LABELS[one[0]].tolist())) > 2 > len(set(LABELS[whole[0]].tolist()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -294,6 +294,16 @@ def test_data_that_changed_since_the_training_is_told(run: Path, caplog) -> None
     assert "the data has changed since the training: its test images or labels were others" in caplog.text
 
 
+@pytest.mark.parametrize("part", ["trainer.limit_test_batches=1", "trainer.fast_dev_run=true"])
+def test_an_evaluation_of_a_part_of_the_images_takes_the_place_of_no_whole_one(run: Path, part: str) -> None:
+    evaluated(f"run={run}")
+    whole = (run / "evaluation.json").read_bytes()
+    _, objects = evaluated(f"run={run}", part)
+    assert len(objects["predictions"]) == objects["cfg"].data.batch_size < 360
+    assert (run / "evaluation.json").read_bytes() == whole
+    assert {"evaluation_batches1.json", "predictions_batches1.csv"} <= {file.name for file in objects["files"]}
+
+
 def test_the_command_hints_at_an_option_of_the_run_s_data(trained_run: Path) -> None:
     done = run_command("-m", "src.eval", f"run={trained_run}", "data.limt=5")
     assert done.returncode == 1

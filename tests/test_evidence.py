@@ -24,7 +24,7 @@ def report(tmp_path: Path) -> tuple[list[Row], dict[str, Record]]:
         results = json.loads((run / "results.json").read_text())
         results |= {"matmul_gflops": 199.0 + 2 * seed, "utilisation": 0.4 + 0.2 * seed, "git_commit": f"abc{seed}"}
         (run / "results.json").write_text(json.dumps(results))
-        record = {"checkpoint": "epoch_002.ckpt", "metrics": {"test/acc_tta": value + 0.02}}
+        record = {"checkpoint": "epoch_002.ckpt", "epoch": 2, "metrics": {"test/acc_tta": value + 0.02}}
         (run / evidence.VIEWS).write_text(json.dumps(record))
         record["metrics"] = {"test/corruption_acc": value - 0.3, "test/ece": 0.05}
         (run / "evaluation.json").write_text(json.dumps(record))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from src.runs.build import compose, mode_of
+from src.runs.evaluated import best_checkpoint, read_answers, read_evaluation
 from src.runs.folder import (
     RunError,
     draw_seed,
@@ -24,6 +26,7 @@ from src.runs.folder import (
     starts_again,
     whole,
     write_csv,
+    write_json,
     write_whole,
 )
 from src.runs.record import read_metrics, read_numbers, read_overrides, read_results, restore_csv
@@ -197,6 +200,25 @@ def test_predictions_name_the_classes_as_the_run_does(tmp_path: Path) -> None:
     frame = frame.assign(brightness=0.25, p_NA=[0.5, 0.125], p_01=0.125, p_1=[0.375, 0.75])
     write_csv(tmp_path / "predictions.csv", frame)
     pd.testing.assert_frame_equal(Run(tmp_path).predictions, frame)
+
+
+@pytest.mark.parametrize("best", [None, {"path": "checkpoints/epoch_002.ckpt", "epoch": 2}])
+def test_predictions_from_before_a_run_went_on_are_refused(best: dict[str, Any] | None, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"label": ["a", "b"], "prediction": ["a", "a"], "confidence": 0.5, "brightness": 0.5})
+    write_csv(tmp_path / "predictions.csv", frame)
+    results = {"status": "done", "metrics": {}, "best": best, "epochs": 3}
+    write_json(tmp_path / "results.json", results)
+    origin = {"checkpoint": "last.ckpt" if best is None else "epoch_002.ckpt", "epoch": 2}
+    write_json(tmp_path / "evaluation.json", {**origin, "step": 60, "metrics": {"test/acc": 0.5}})
+    assert read_evaluation(tmp_path, origin) == {"test/acc": 0.5}
+    assert len(read_answers(tmp_path)) == 2
+    better = best and {"path": "checkpoints/epoch_004.ckpt", "epoch": 4}
+    write_json(tmp_path / "results.json", {**results, "best": better, "epochs": 5})
+    with pytest.raises(
+        RunError, match=r"predictions\.csv is of another checkpoint than the run's best is now: python -m"
+    ):
+        read_answers(tmp_path)
+    assert read_evaluation(tmp_path, best_checkpoint(tmp_path)) == {}
 
 
 def test_a_resumed_runs_csv_keeps_the_rows_before_its_checkpoint(tmp_path: Path) -> None:

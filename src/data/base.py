@@ -219,19 +219,19 @@ class ImageDataModule(LightningDataModule):
         return self._loader(TrainLoader, data, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        return self._eval_loader("val") if self.size("val") else []
+        limit = getattr(self.trainer, "limit_val_batches", 1.0)
+        return self._eval_loader("val", mixed=isinstance(limit, int) or limit < 1) if self.size("val") else []
 
     def test_dataloader(self) -> DataLoader:
         """The split that `eval_split` names, in order and never augmented."""
         return self._eval_loader(self.eval_split)
 
-    def _eval_loader(self, split: str) -> DataLoader:
+    def _eval_loader(self, split: str, mixed: bool = False) -> DataLoader:
         data, (rank, world) = self._existing(split), self._rank_and_world()
-        sampler = EvalSampler(data, rank=rank, num_replicas=world, shuffle=False)
+        sampler = EvalSampler(data, rank=rank, num_replicas=world, shuffle=mixed)
         return self._loader(Loader, data, sampler=sampler)
 
     def _loader(self, kind: type[Loader], data: Dataset, **options: Any) -> Loader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         loader = kind(
             data,
             batch_size=self.batch_size,
@@ -239,7 +239,7 @@ class ImageDataModule(LightningDataModule):
             worker_init_fn=outlive_sigterm,
             collate_fn=tuple,  # the batch as it was fetched
             generator=torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
-            pin_memory=on_gpu and not self.on_device,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda") and not self.on_device,
             **options,
         )
         loader.failed = self.on_exception

@@ -82,11 +82,15 @@ def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class EvalSampler(DistributedSampler):
-    """Every image once, in order; -1 fills up the shorter ranks, so that none waits for another."""
+    """Every image once, in order; -1 fills up the shorter ranks, so that none waits for another.
+
+    With `shuffle` in one mixed order, so that the first batches are of all classes.
+    """
 
     def __iter__(self) -> Iterator[int]:
         size = len(self.dataset)  # type: ignore[arg-type]
-        return iter([i if i < size else -1 for i in range(self.rank, self.total_size, self.num_replicas)])
+        order = torch.randperm(size, generator=hashed_generator(0)).tolist() if self.shuffle else range(size)
+        return iter([order[i] if i < size else -1 for i in range(self.rank, self.total_size, self.num_replicas)])
 
 
 class Loader(DataLoader):

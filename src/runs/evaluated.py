@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.runs.folder import CALIBRATION, EVALUATION, PREDICTIONS, RunError, read_csv
+from src.runs.folder import CALIBRATION, EVALUATION, LAST, PREDICTIONS, RESULTS, RunError, read_csv
+from src.runs.record import read_results
 from src.runs.rules import number
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ def read_answers(folder: Path, name: str = PREDICTIONS, complete: bool = False) 
     `attrs["classes"]` of the frame are the names of the classes in order; if `complete` it has all columns.
 
     Raises:
-        RunError: there is no such file, or one of another kind.
+        RunError: there is no such file, one of another kind, or one from before the run went on.
     """
     path, again = folder / name, f"python -m src.eval run={folder}"
     if not path.is_file():
         raise RunError(f"{folder} has no {name} yet: {again}")
+    if name == PREDICTIONS and (folder / EVALUATION).is_file() and not read_evaluation(folder, best_checkpoint(folder)):
+        raise RunError(f"{path} is of another checkpoint than the run's best is now: {again}")
     kinds: Any = {"label": str, "prediction": str}  # a class may be called 1, or NA
     kinds |= {"confidence": float, "brightness": float}
     try:
@@ -37,18 +40,34 @@ def read_answers(folder: Path, name: str = PREDICTIONS, complete: bool = False) 
     return frame
 
 
-def read_evaluation(folder: Path, checkpoint: str, name: str = EVALUATION) -> dict[str, float]:
+def best_checkpoint(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run that ended, as in `Run.origin`, but for its step; empty for any other run.
+
+    Raises:
+        RunError: `results.json` is malformed.
+    """
+    results = read_results(folder)
+    if results.get("status") != "done":
+        return {}
+    try:
+        best = results.get("best") or {"path": LAST, "epoch": results["epochs"] - 1}
+        return {"checkpoint": Path(best["path"]).name, "epoch": best["epoch"]}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder / RESULTS} is no record of a run: {error}") from error
+
+
+def read_evaluation(folder: Path, origin: dict[str, Any], name: str = EVALUATION) -> dict[str, float]:
     """The metrics of an evaluation, by default that of the run's own test images; empty where there is none.
 
-    Or one of another checkpoint.
+    Or one of another checkpoint than `origin` says, see `Run.origin`.
 
     Raises:
         RunError: the file is malformed.
     """
     path = folder / name
     try:
-        record = json.loads(path.read_text()) if path.is_file() else {"checkpoint": None}
-        metrics: Any = record["metrics"] if record["checkpoint"] == checkpoint else {}
+        record = json.loads(path.read_text()) if path.is_file() else {"metrics": {}, **origin}
+        metrics: Any = record["metrics"] if all(record[key] == value for key, value in origin.items()) else {}
         return {name: float(value) for name, value in metrics.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is no record of an evaluation: {error}") from error

@@ -143,7 +143,7 @@ def model_card(run: Run, network: nn.Module, file: Path, takes: str, gives: str)
             "versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
         }
     told = [f"- **{name}**: {value}" for name, value in facts.items() if value is not None]
-    measured = {**results.get("metrics", {}), **read_evaluation(run.folder, run.checkpoint_path.name)}
+    measured = {**results.get("metrics", {}), **read_evaluation(run.folder, run.origin)}
     tested = [f"- {name}: {shown(name, value)}" for name, value in measured.items() if name.startswith("test/")]
     tested = tested or ["Nothing on test images: see `src.eval`."]
     return "\n".join([f"# {type(network).__name__} on {data}\n", *told, "", "## Measured", "", *tested, ""])

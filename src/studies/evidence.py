@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 
 from src.runs import table as tables
-from src.runs.evaluated import read_evaluation
-from src.runs.folder import CONF, EVALUATION, LAST, read_csv, write_csv, write_whole
+from src.runs.evaluated import best_checkpoint, read_evaluation
+from src.runs.folder import CONF, EVALUATION, read_csv, write_csv, write_whole
 from src.runs.table import Row, shown
 
 FILE, CURVES = CONF / "experiment/results.csv", CONF / "experiment/curves.csv"
@@ -105,8 +105,7 @@ def _evaluated(runs: Sequence[Any], name: str, file: str = EVALUATION) -> dict[s
     """The spread of a test metric of the runs' best checkpoints, where all of them were evaluated so."""
     values: list[Any] = []
     for run in runs:
-        checkpoint = Path((run.results.get("best") or {}).get("path", LAST)).name
-        values.append(read_evaluation(run.folder, checkpoint, file).get(f"test/{name}"))
+        values.append(read_evaluation(run.folder, best_checkpoint(run.folder), file).get(f"test/{name}"))
     return {"mean": None, "std": None} if None in values else tables.spread(values)
 
 
