@@ -93,7 +93,7 @@ def _centre(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether an image has one channel, which is none of numbers of colours."""
+    """Whether an image has brightness alone: one channel, and no palette."""
     return len(image.getbands()) == 1 and image.mode != "P"
 
 

@@ -40,7 +40,7 @@ class Preprocess(nn.Module):
         return self.normalise(self.cut(images))
 
     def after_augmentation(self, images: Tensor) -> Tensor:
-        """The same, but a crop that has the network's size is not enlarged to `resize`, to be cut once more."""
+        """As `forward`, but a crop of the size `image_size` stays as it was cut: `resize` would enlarge it."""
         return self.normalise(images if images.shape[-2:] == (self.size, self.size) else self.cut(images))
 
     def cut(self, images: Tensor) -> Tensor:
