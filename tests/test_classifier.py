@@ -10,6 +10,8 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import AUROC
+from torchmetrics.classification import MultilabelF1Score
 from torchmetrics.functional import accuracy
 
 from src.evaluation.metrics import measure
@@ -54,6 +56,20 @@ def test_evaluation_metrics_are_those_of_torchmetrics_over_all_images_but_paddin
     for name, k in (("test/acc", 1), ("test/acc_top5", 5)):
         expected = accuracy(logits, labels, task="multiclass", num_classes=7, average="micro", top_k=k)
         assert logged[name] == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
+def test_metrics_see_probabilities_also_where_all_logits_of_a_batch_lie_between_0_and_1(several: bool) -> None:
+    images, labels = torch.rand(12, 3), torch.arange(12) % 3
+    images[6:] *= 20  # of the second batch they do not
+    measured: Any = MultilabelF1Score(3) if several else AUROC(task="multiclass", num_classes=3)
+    if several:
+        labels = torch.nn.functional.one_hot(labels, 3).float()
+    module = (MultiLabelClassifier if several else ImageClassifier)(nn.Linear(3, 3), SGD, metrics={"own": measured})
+    module.forward = nn.Identity().forward
+    [logged] = quiet_trainer().test(module, DataLoader(TensorDataset(images, labels), 6), verbose=False)
+    probabilities = images.sigmoid() if several else images.softmax(dim=1)
+    assert logged["test/own"] == pytest.approx(measured(probabilities, labels.long()).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [5, 6])

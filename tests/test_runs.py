@@ -156,7 +156,8 @@ def test_the_latest_run_is_looked_for_where_it_is_told(run: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("metric", "mode"),
     [("val/loss", "min"), ("val/aux1_loss", "min"), ("test/ece", "min"), ("parameters", "min"), ("seconds", "min"),
-     ("val/rmse", "min"), ("val/hamming_distance", "min"),
+     ("val/rmse", "min"), ("val/hamming_distance", "min"), ("val/loss_g", "min"), ("val/error_top5", "min"),
+     ("test/frechet_distance_floor", "min"), ("test/kid", "min"),
      ("val/acc", "max"), ("train/score", "max"), ("train/images_per_s", "max"), ("val/acc_top5", "max")],
 )  # fmt: skip
 def test_the_direction_follows_from_the_metric(metric: str, mode: str) -> None:

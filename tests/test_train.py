@@ -21,7 +21,7 @@ from src.eval import evaluate
 from src.figures import Figure
 from src.networks.cost import describe
 from src.runs.build import build_model
-from src.runs.folder import CONF, events_folder
+from src.runs.folder import CONF, LAST, events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
@@ -128,6 +128,16 @@ def test_images_that_cannot_be_read_are_in_no_picture_of_the_validation(config, 
     (images, labels, probabilities, *_) = given[-1]
     assert len(images) == len(labels) == len(probabilities) == 4
     assert min(labels) >= 0
+
+
+def test_the_pictures_of_the_validation_show_what_the_average_of_the_weights_says(config, monkeypatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("src.figures.examples", lambda *shown: given.append(shown) or Figure(1, 1))
+    _, _, folder = train_here(config(*QUICK, "callbacks=ema", "callbacks.ema.decay=0.9999", "optimizer.lr=0.1"))
+    run = open_run(folder / LAST)
+    (images, _, probabilities, *_) = given[-1]
+    said = run.network(run.preprocess(torch.from_numpy(images))).softmax(dim=1)
+    assert probabilities == pytest.approx(said.detach().numpy(), abs=1e-6)
 
 
 def test_the_clock_is_read_once_the_device_has_done_what_it_was_given(monkeypatch) -> None:

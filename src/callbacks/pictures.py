@@ -51,7 +51,7 @@ class TensorBoardPictures(Callback):
             except Exception as error:  # tracing runs any network's code; the run is worth more than its picture
                 warnings.warn(f"TensorBoard has no graph of this network: {error}", stacklevel=1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from src import figures
 
         self._lay_out(trainer)

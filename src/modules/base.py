@@ -45,7 +45,8 @@ class Task(LightningModule):
             network, by the part's name: then nothing is optimised automatically, but by the subclass's `step`.
         scheduler: `factory` (called with the optimizer, and with `total_steps` if `needs_total_steps`) plus
             Lightning's `interval`, `frequency` and `monitor`; None for a constant rate.
-        metrics: of torchmetrics by name, measured over each validation and test from the outputs of its steps.
+        metrics: of torchmetrics by name, measured over each validation and test from the outputs of its steps, or from
+            what the subclass's `link` makes of them, such as probabilities.
         decay_norms_and_biases: False takes parameters of one dimension out of the weight decay.
         channels_last: keep weights and images in that memory format.
         compile: compile the network in place with `torch.compile`.
@@ -108,8 +109,9 @@ class Task(LightningModule):
         return step
 
     def _update_metrics(self, metrics: Any, output: Tensor, labels: Tensor) -> None:
+        link = getattr(self, "link", nn.Identity())  # torchmetrics takes logits that lie in [0, 1] for probabilities
         try:
-            metrics.update(output.float(), labels.long())
+            metrics.update(link(output.float()), labels.long())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"metrics={', '.join(metrics)}: {error}") from error
 

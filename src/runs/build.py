@@ -18,16 +18,16 @@ REPLACES: Any = {"replace": True} if NEXT else {}  # what a second opening of a 
 if sys.version_info >= (3, 14):  # whose argparse reads at once the help that Hydra writes when asked (Hydra #3121)
     argparse.ArgumentParser._check_help = lambda *_: None
 
-# How the names of those metrics end that are the better the less they are.
-LESS_IS_BETTER = ("loss", "error", "mse", "mae", "distance", "ece", "nll", "brier", "seconds", "parameters")
+# How a word in the names of those metrics ends that are the better the less they are.
+LESS_IS_BETTER = ("loss", "error", "mse", "mae", "distance", "ece", "nll", "brier", "kid", "seconds", "parameters")
 # What of a data section decides which images are held out, by split.
 SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
 
 def mode_of(metric: Any) -> str:
     """Which values of a metric are the better ones: "min" for a loss, an error or a cost, else "max"."""
-    name = str(metric).rpartition("/")[2]
-    return "min" if name.endswith(LESS_IS_BETTER) else "max"
+    words = str(metric).rpartition("/")[2].split("_")
+    return "min" if any(word.endswith(LESS_IS_BETTER) for word in words) else "max"
 
 
 def run_name(seed: int) -> str:

@@ -184,7 +184,7 @@ def describe(cfg: DictConfig, folder: Path, objects: dict[str, Any], metrics: di
         "train_seconds": round(throughput.train_seconds, 3) if throughput else None,
         "images_per_s": round(throughput.images / throughput.train_seconds, 1) if throughput else None,
         **_utilisation(throughput, trainer.world_size),
-        "parameters": sum(p.numel() for p in objects["model"].parameters()),
+        "parameters": sum(p.numel() for p in getattr(objects["model"], "network", objects["model"]).parameters()),
         "seed": cfg.seed,
         "tags": list(cfg.tags or []),
         "overrides": read_overrides(folder),
