@@ -220,12 +220,14 @@ def test_bfloat16_gives_nearly_the_losses_of_32_bits(config) -> None:
 
 
 def test_both_losses_and_what_the_discriminator_tells_are_logged(trained) -> None:
-    metrics, _, folder = trained
+    metrics, objects, folder = trained
     names = ("loss", "loss_d", "loss_g", "acc_real", "acc_fake")
     assert {f"{stage}/{name}" for stage in ("train", "val", "test") for name in names} <= set(metrics)
     assert metrics["train/loss"] == pytest.approx(metrics["train/loss_d"] + metrics["train/loss_g"], abs=1e-5)
     assert 0 <= metrics["val/acc_real"] <= 1
-    assert read_results(folder)["best"] is None
+    results, network = read_results(folder), objects["model"].network
+    assert results["parameters"] == sum(p.numel() for p in network.parameters()), "the average is no part of it"
+    assert results["best"] is None
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
