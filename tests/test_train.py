@@ -240,6 +240,16 @@ def test_a_loss_that_names_the_best_checkpoint_is_minimised(config) -> None:
     assert run.config.callbacks.early_stopping.mode == run.config.optimized_mode == "min"
 
 
+@pytest.mark.parametrize("when", ["+trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=2"])
+def test_a_metric_of_the_training_names_the_best_epoch_whenever_there_is_a_validation(when: str, config) -> None:
+    options = ["optimized_metric=train/loss", "trainer.max_epochs=5", "optimizer.lr=0.3", "test=false", when]
+    _, _, folder = train_here(config(*QUICK, *SILENT, *options))
+    run = open_run(folder)
+    losses = run.metrics["train/loss"]
+    assert run.results["best"]["epoch"] == run.checkpoint["epoch"] == losses.idxmin()
+    assert run.results["best"]["value"] == pytest.approx(losses.min())
+
+
 SETS = sorted(
     {path.stem for path in (CONF / "callbacks").glob("*.yaml") if "- default" in path.read_text()} - {"samples"}
 )
