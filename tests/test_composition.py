@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.report import report
@@ -51,6 +51,31 @@ def test_several_files_of_a_group_go_together() -> None:
     assert both.finetune == alone["finetune"].finetune
     assert both.model_checkpoint == alone["default"].model_checkpoint
     assert set(composed("logger=[wandb,mlflow]").logger) == {"tensorboard", "csv", "wandb", "mlflow"}
+
+
+MONITORS = ["callbacks.model_checkpoint", "callbacks.early_stopping", "scheduler", "hydra.sweeper"]
+
+
+@pytest.mark.parametrize("place", MONITORS)
+def test_whatever_watches_a_metric_of_its_own_knows_its_better_values(place: str) -> None:
+    """A saved config has them as they are resolved, also those of the model's own copy of the schedule."""
+    key, mode = {"scheduler": ("monitor", "factory.mode"), "hydra.sweeper": ("metric", "direction")}.get(
+        place, ("monitor", "mode")
+    )
+
+    def found(*overrides: str) -> str:
+        cfg = compose("train", ["scheduler=plateau", *overrides], return_hydra_config=True)
+        if place == "scheduler":
+            assert (
+                OmegaConf.to_container(cfg.model, resolve=True)["scheduler"]["factory"]["mode"]
+                == cfg.scheduler.factory.mode
+            )
+        return OmegaConf.select(cfg, f"{place}.{mode}")
+
+    assert [found(), found("optimized_metric=val/loss")] == ["max", "min"]
+    assert [found(f"{place}.{key}=val/loss"), found(f"{place}.{key}=train/score")] == ["min", "max"]
+    told = ["optimized_metric=val/lack", "optimized_mode=min"]
+    assert [found(*told), found(*told, f"{place}.{key}=val/acc")] == ["min", "max"]
 
 
 def test_wandb_writes_beside_the_runs_and_under_an_id_of_each_run() -> None:

@@ -24,8 +24,13 @@ LESS_IS_BETTER = ("loss", "error", "mse", "mae", "distance", "ece", "nll", "brie
 SPLITTING = {"val": ("split_seed", "val_size", "folds", "fold", "limit", "test_size"), "test": ("test_size",)}
 
 
-def mode_of(metric: Any) -> str:
-    """Which values of a metric are the better ones: "min" for a loss, an error or a cost, else "max"."""
+def mode_of(metric: Any, known: Any = None, mode: str = "max") -> str:
+    """Which values of a metric are the better ones: "min" for a loss, an error or a cost, else "max".
+
+    That of the metric `known`, such as `optimized_metric`, is `mode`.
+    """
+    if metric is not None and metric == known:
+        return mode
     words = str(metric).rpartition("/")[2].split("_")
     return "min" if any(word.endswith(LESS_IS_BETTER) for word in words) else "max"
 
@@ -40,7 +45,7 @@ def run_name(seed: int) -> str:
 
 
 def register_resolvers() -> None:
-    """Makes the resolvers of `conf` known: `${mode_of:METRIC}`, `${new_run:PARENT}` and `${run_name:SEED}`."""
+    """Makes the resolvers of `conf` known, functions here: `${mode_of:...}`, `${new_run:...}` and `${run_name:...}`."""
     register: Any = getattr(OmegaConf, "register_resolver" if NEXT else "register_new_resolver")
     register("mode_of", mode_of, replace=True)
     register("run_name", run_name, replace=True)
