@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Given = dict[str, str]  # the plain KEY=VALUE of a command line
 MULTIRUN = {"-m", "--multirun"}
 PARENT = os.getppid()
+STAYS = ("seed", "optimized_metric", "optimized_mode")  # in a run that goes on: what there is of it depends on them
 GRACE = 30  # seconds for a last checkpoint once the process that started this one has gone
 
 
@@ -82,7 +83,8 @@ def go_on(given: Given) -> str | None:
         file of the run folder is on a search path.
 
     Raises:
-        RunError, FileNotFoundError: there is nothing to go on with, or an override changes a whole section.
+        RunError, FileNotFoundError: there is nothing to go on with, or an override changes a whole section, or what
+            `STAYS`.
     """
     if given.get("resume_sweep", "null") != "null":
         from src.sweeps import resume_command
@@ -100,9 +102,17 @@ def go_on(given: Given) -> str | None:
     for key, value in given.items():
         if isinstance(config.get(key), dict) and not value.startswith("{"):
             raise RunError(f"{key}={value} would change a whole section of a saved config; write {key}.KEY=VALUE")
+        if (name := key.lstrip("+")) in STAYS and value != str(config.get(name)):
+            raise RunError(
+                f"{key}={value}: the run began with {config.get(name)}; ckpt_path=FILE begins another from it"
+            )
     for key in ("optimizer", "scheduler", "loss", "metrics"):
         if key in config["model"] and config["model"][key] == config.get(key):
             config["model"][key] = f"${{{key}}}"  # so that an override changes both
+    if "monitor" in (schedule := config.get("scheduler") or {}):
+        every = "check_val_every_n_epoch"
+        if schedule.get("frequency") == config["trainer"].get(every):
+            schedule["frequency"] = f"${{trainer.{every}}}"
     own = {"run": {"dir": config["resume"].replace("$", "\\$")}, "output_subdir": None, "job": {"name": "train"}}
     defaults = ["_self_", {"override hydra/job_logging": "run"}]
     ConfigStore.instance().store("resumed", {**config, "defaults": defaults, "hydra": own}, **REPLACES)

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SILENT, assert_equal_runs, run_command, run_well
+from src import cli
+from src.runs.build import compose
+from src.runs.folder import RunError
+from tests.conftest import QUICK, SILENT, assert_equal_runs, run_command, run_well, train_here
 from tests.warm import Command
 
 # Dropout, augmentation and momentum: all that draws numbers or keeps state. VGG's two hidden layers drop out.
@@ -177,6 +180,21 @@ def test_a_checkpoint_that_names_files_outside_its_folder_is_refused_and_they_st
     torch.save(checkpoint, last)
     done = run_command("-m", "src.train", f"resume={tmp_path}/run", "trainer.max_epochs=7")
     assert (done.returncode, "outside" in done.stderr, victim.exists()) == (1, True, True), done.stderr
+
+
+@pytest.mark.parametrize("option", ["seed=5", "seed=null", "++optimized_metric=val/loss", "optimized_mode=min"])
+def test_a_run_that_goes_on_keeps_what_all_of_it_depends_on(run: Path, option: str) -> None:
+    key, _, value = option.partition("=")
+    with pytest.raises(RunError, match=re.escape(f"{option}: the run began with ")):
+        cli.go_on({"resume": str(run), key: value})
+    assert cli.go_on({"resume": str(run), "seed": "0", "optimized_metric": "val/acc"}) == "resumed", "the same"
+
+
+def test_a_schedule_that_watches_validations_follows_how_often_they_come(config) -> None:
+    _, _, folder = train_here(config(*QUICK, *SILENT, "trainer.max_epochs=1", "scheduler=plateau", "test=false"))
+    cli.go_on({"resume": str(folder)})
+    resumed = compose("resumed", ["trainer.check_val_every_n_epoch=3"])
+    assert resumed.scheduler.frequency == resumed.model.scheduler.frequency == 3
 
 
 def test_resuming_something_else_than_a_run_says_what_is_wrong(tmp_path: Path) -> None:
