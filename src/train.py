@@ -115,6 +115,8 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
             log.info(line)
         for word in told.unheeded(cfg):
             log.warning("%s changes nothing: this model takes none", word)
+        if late := told.too_late(cfg):
+            log.warning(late)
         if OmegaConf.select(cfg, "extras.print_config"):
             told.print_config(config)
 

@@ -9,7 +9,7 @@ import torch
 from src.callbacks.progress import described
 from src.callbacks.summary import Summary
 from src.runs.build import build_model, compose
-from src.runs.told import print_results, unheeded
+from src.runs.told import print_results, too_late, unheeded
 from tests.conftest import composed
 
 
@@ -67,3 +67,15 @@ def test_what_a_model_does_not_take_is_told(given: list[str], idle: list[str], m
     monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.initialized", lambda: True)
     monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: command)
     assert unheeded(compose("train", [*given, "paths.output_dir=run"])) == idle
+
+
+@pytest.mark.parametrize(
+    ("given", "first"),
+    [(["scheduler=multistep"], 60), (["scheduler=multistep", "trainer.max_epochs=61"], None),
+     (["scheduler=step"], None), (["scheduler=step", "trainer.max_epochs=10"], 10),
+     (["scheduler=step", "trainer.max_epochs=-1", "trainer.max_steps=5"], None), (["scheduler=cosine"], None),
+     (["scheduler=[]"], None)],
+)  # fmt: skip
+def test_a_schedule_that_would_begin_after_the_end_is_told_of(given: list[str], first: int | None) -> None:
+    told = too_late(compose("train", given))
+    assert f"change after {first} epochs" in told if first else told == ""

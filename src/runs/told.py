@@ -1,5 +1,6 @@
 """What the terminal is told of a training: what was chosen before it, what came of it after it."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def unheeded(cfg: Any) -> list[str]:
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     idle = [name for name in OF_THE_MODEL if cfg.model.get(name) != cfg.get(name)]
     return [word for word in given if re.split("[.=]", word.lstrip("+~"))[0] in idle]
+
+
+def too_late(cfg: Any) -> str:
+    """Says that a schedule of epochs ends with the rate that it begins with; empty where it does not."""
+    schedule, ends = cfg.scheduler or {}, cfg.trainer.max_epochs or -1
+    steps = schedule.get("factory", {})
+    first = min(steps.get("milestones") or [steps.get("step_size") or math.inf])
+    late = schedule.get("interval") == "epoch" and 0 < ends <= first < math.inf
+    return late * f"the rate stays as it is: it would change after {first} epochs, and trainer.max_epochs={ends}"
 
 
 def print_config(config: dict[str, Any]) -> None:
