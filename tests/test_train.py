@@ -21,7 +21,7 @@ from src.eval import evaluate
 from src.figures import Figure
 from src.networks.cost import describe
 from src.runs.build import build_model
-from src.runs.folder import CONF, LAST, events_folder
+from src.runs.folder import CONF, LAST, RESULTS, events_folder
 from src.runs.record import read_numbers, read_results
 from src.runs.run import open_run, resumed_config
 from src.train import train
@@ -238,6 +238,19 @@ def test_a_loss_that_names_the_best_checkpoint_is_minimised(config) -> None:
     assert run.results["best"]["value"] == pytest.approx(run.metrics["val/loss"].min())
     assert run.metrics["val/loss"].nunique() == 3
     assert run.config.callbacks.early_stopping.mode == run.config.optimized_mode == "min"
+
+
+def test_the_best_of_several_checkpoints_is_known_before_the_run_has_ended(config) -> None:
+    first = ["optimized_metric=train/loss", "optimized_mode=max"]
+    options = [*first, "callbacks.model_checkpoint.save_top_k=-1", "trainer.max_epochs=4", "test=false"]
+    _, _, folder = train_here(config(*QUICK, *SILENT, *options))
+    best = folder / read_results(folder)["best"]["path"]
+    assert best.name != "epoch_003.ckpt", "the latest"
+    (folder / RESULTS).unlink()
+    assert open_run(folder).checkpoint_path == best
+    last = torch.load(folder / LAST, weights_only=True)
+    torch.save({**last, "callbacks": [1]}, folder / LAST)  # as from somebody else
+    assert open_run(folder).checkpoint_path.name == "epoch_003.ckpt"
 
 
 @pytest.mark.parametrize("when", ["+trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=2"])

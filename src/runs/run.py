@@ -167,7 +167,7 @@ class Run:
         if self._checkpoint_path is not None:
             return self._checkpoint_path
         checkpoints = self.folder / CHECKPOINTS
-        best = (self.results.get("best") or {}).get("path")
+        best = (self.results.get("best") or {}).get("path") or self._best_so_far()
         if best is not None and Path(best).parent == Path(CHECKPOINTS) and (self.folder / best).is_file():
             return self.folder / best
         found = [*sorted(checkpoints.glob("epoch_*.ckpt"), reverse=True), *checkpoints.glob("last.ckpt")]
@@ -175,6 +175,17 @@ class Run:
             why = "it was stopped before the end of its first epoch, or callbacks.model_checkpoint was off"
             raise RunError(f"{self.folder} has no checkpoint: {why}")
         return found[0]
+
+    def _best_so_far(self) -> str | None:
+        """Which of several the last checkpoint calls the best, where the run has not ended."""
+        if self.results or len([*self.folder.glob(f"{CHECKPOINTS}/epoch_*.ckpt")]) < 2:
+            return None
+        try:
+            states = load_checkpoint(self.folder / LAST)["callbacks"]
+            named = (state["best_model_path"] for key, state in states.items() if key.startswith("RunCheckpoint"))
+            return next((f"{CHECKPOINTS}/{Path(path).name}" for path in named if path), None)
+        except (RunError, KeyError, TypeError, AttributeError):  # there is no last one, or it is damaged
+            return None
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
