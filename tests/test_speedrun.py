@@ -71,6 +71,18 @@ def test_the_first_layer_is_made_from_the_training_images(config) -> None:
     assert objects["model"].network.whitening.weight.requires_grad
 
 
+def test_a_first_layer_of_pretrained_weights_stays_what_it_was(config, tmp_path: Path) -> None:
+    """Eigenvectors have no sign of their own: made anew of other images, they are nothing to the layers behind them."""
+    pretrained = SpeedrunNet((8, 8, 8))
+    pretrained.whiten(normal(50, 3, 32, 32))
+    torch.save(pretrained.state_dict(), tmp_path / "weights.pt")
+    options = ["model=speedrun", *FEW, *SILENT, f"model.weights={tmp_path}/weights.pt", "callbacks=finetune"]
+    _, objects = train(config(*options, "callbacks.finetune.unfreeze_at=1", "test=false"))
+    network = objects["model"].network
+    assert torch.equal(network.whitening.weight, pretrained.whitening.weight)
+    assert not torch.equal(network.groups[0][0].weight, pretrained.groups[0][0].weight), "the rest was trained"
+
+
 # Muon
 
 

@@ -55,6 +55,12 @@ class SpeedrunNet(nn.Module):
         x = F.adaptive_max_pool2d(self.groups(x), 1)  # (B, C, 1, 1)
         return self.classifier(torch.flatten(x, 1)) * self.logit_scale
 
+    @property
+    def whitens(self) -> bool:
+        """Whether `whiten` has made the first layer, here or in the training of the weights that were loaded."""
+        filters, negatives = self.whitening.weight.chunk(2)
+        return torch.equal(filters, -negatives)
+
     @torch.no_grad()
     def whiten(self, images: Tensor, epsilon: float = 5e-4) -> None:
         """Makes the first layer whiten the 2x2 patches of images (N, C, S, S), and freezes it.
