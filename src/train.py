@@ -19,7 +19,7 @@ from src import cli, errors
 from src.data.official import look_for
 from src.runs import record as records
 from src.runs import told
-from src.runs.build import build, build_each, build_model, register_resolvers
+from src.runs.build import build, build_each, build_model, normalise_as, register_resolvers
 from src.runs.folder import CURVES, LAST, RunError, draw_seed, removed_unless_started, starts_again
 from src.runs.run import load_checkpoint, resumed_config
 from src.runs.trust import check_config
@@ -95,6 +95,9 @@ def train(cfg: DictConfig, started: Callable[[], Any] | None = None) -> tuple[di
     if (weight := OmegaConf.select(cfg, "loss.weight")) is not None:
         cfg.loss.weight = class_weights(weight, datamodule.class_counts())
     resumes = cfg.resume is not None and (output / LAST).is_file()
+    if cfg.ckpt_path is not None and not resumes:
+        seen = load_checkpoint(Path(cfg.ckpt_path))["preprocess"]
+        normalise_as(cfg, datamodule, seen.get("mean"), seen.get("std"))
     model = build_model(cfg, None if resumes or cfg.ckpt_path is not None else datamodule)
     drop_watchers(cfg, trainer, datamodule)
     if not keeps:

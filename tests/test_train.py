@@ -351,6 +351,17 @@ def test_a_one_cycle_schedule_follows_the_new_length_of_a_resumed_run(config, tm
     assert best is None or (tmp_path / "more" / best["path"]).is_file()
 
 
+@pytest.mark.parametrize(("given", "mean"), [([], 0.5), (["data.mean=[0.4]", "data.std=[0.3]"], 0.4)])
+def test_a_run_that_begins_from_a_checkpoint_normalises_as_that_did_unless_it_says_how(
+    given: list[str], mean: float, config, tmp_path: Path
+) -> None:
+    options = [*QUICK, *SILENT, "test=false"]
+    train(config(*options, "data.mean=half", "trainer.max_epochs=1"))
+    last = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    _, objects, folder = train_here(config(*options, last, f"paths.output_dir={tmp_path}/next", *given))
+    assert objects["datamodule"].mean == open_run(folder).preprocess.spec["mean"] == [mean] * 3
+
+
 def test_what_cannot_be_opened_later_is_said_before_the_training(config, caplog) -> None:
     breaks = "+callbacks.breaks._target_=tests.test_train.Breaks"
     train(config(*QUICK, *SILENT, breaks, "test=false"))

@@ -90,7 +90,12 @@ def build_model(cfg: DictConfig, datamodule: Any = None) -> Any:
         with given_up_when_stalled():
             weights = read_weights(source, model.network)
         load_weights(model.network, weights)
-        if weights.mean is not None and cfg.data.mean is None and cfg.data.std is None:
-            cfg.data.mean, cfg.data.std = weights.mean, weights.std
-            datamodule.normalise_by(weights.mean, weights.std)
+        normalise_as(cfg, datamodule, weights.mean, weights.std)
     return model
+
+
+def normalise_as(cfg: DictConfig, datamodule: Any, mean: Any, std: Any) -> None:
+    """Normalises images as those that the weights were trained on, if that is known, unless the config says how."""
+    if mean is not None and cfg.data.mean is None and cfg.data.std is None:
+        cfg.data.mean, cfg.data.std = mean, std
+        datamodule.normalise_by(mean, std)
