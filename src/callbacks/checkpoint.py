@@ -50,9 +50,9 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, monitor: str | None = None, **kwargs: Any) -> None:
-        # By default Lightning looks for it at the end of a validation within an epoch, or of one in several epochs.
-        after_epoch = True if str(monitor).startswith("train/") else None
-        super().__init__(monitor=monitor, save_on_train_epoch_end=after_epoch, enable_version_counter=False, **kwargs)
+        if str(monitor).startswith("train/"):  # else Lightning looks for it at validations, where they come otherwise
+            kwargs.setdefault("save_on_train_epoch_end", True)
+        super().__init__(monitor=monitor, enable_version_counter=False, **kwargs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and str(self.monitor).startswith("val/"):
