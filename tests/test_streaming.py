@@ -212,7 +212,7 @@ def test_workers_that_are_started_anew_as_on_macos_give_the_same_batches(root, m
     data = ready(root, mode=mode, augment=per_image())
     expected = together(batches(data))
     anew = {"num_workers": 1, "multiprocessing_context": "spawn"}
-    monkeypatch.setattr("src.data.base.worker_options", lambda number: anew)
+    monkeypatch.setattr("src.data.samplers.worker_options", lambda number: anew)
     assert all(torch.equal(a, b) for a, b in zip(together(batches(data)), expected, strict=True))
 
 

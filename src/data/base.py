@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from src.data.augment import PerImage
 from src.data.draw import Draw, Transform
 from src.data.preprocess import Preprocess, measure_statistics, statistic
-from src.data.samplers import EvalSampler, Loader, SameOrder, TrainLoader, TrainSampler, outlive_sigterm, worker_options
+from src.data.samplers import EvalSampler, Loader, SameOrder, TrainLoader, TrainSampler
 
 
 class ImageDataModule(LightningDataModule):
@@ -235,8 +235,7 @@ class ImageDataModule(LightningDataModule):
         loader = kind(
             data,
             batch_size=self.batch_size,
-            **worker_options(self.num_workers),
-            worker_init_fn=outlive_sigterm,
+            num_workers=self.num_workers,
             collate_fn=tuple,  # the batch as it was fetched
             generator=torch.Generator(),  # else each epoch's iterator draws a seed from the one that dropout uses
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda") and not self.on_device,

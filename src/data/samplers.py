@@ -102,6 +102,9 @@ class Loader(DataLoader):
 
     failed: Callable[[Exception], None] = staticmethod(lambda error: None)
 
+    def __init__(self, data: Any, *, num_workers: int | None = 0, **options: Any) -> None:
+        super().__init__(data, worker_init_fn=outlive_sigterm, **worker_options(num_workers), **options)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `outlive_sigterm`
         try:
