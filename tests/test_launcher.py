@@ -111,7 +111,8 @@ if again:
     os.execv(command[0], command)
 elif {"-m", "--multirun"} & set(sys.argv):
     import hydra
-    from src.runs.build import VERSION_BASE, unchecked
+    from src.runs.build import VERSION_BASE, register_resolvers, unchecked
+    register_resolvers()
     options = {"config_path": "conf", "config_name": "standin", **VERSION_BASE, **unchecked("execution_whitelist")}
     hydra.main(**options)(lambda cfg: None)()
 else:
