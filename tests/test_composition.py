@@ -53,23 +53,16 @@ def test_several_files_of_a_group_go_together() -> None:
     assert set(composed("logger=[wandb,mlflow]").logger) == {"tensorboard", "csv", "wandb", "mlflow"}
 
 
-MONITORS = ["callbacks.model_checkpoint", "callbacks.early_stopping", "scheduler", "hydra.sweeper"]
-
-
-@pytest.mark.parametrize("place", MONITORS)
-def test_whatever_watches_a_metric_of_its_own_knows_its_better_values(place: str) -> None:
-    """A saved config has them as they are resolved, also those of the model's own copy of the schedule."""
-    key, mode = {"scheduler": ("monitor", "factory.mode"), "hydra.sweeper": ("metric", "direction")}.get(
-        place, ("monitor", "mode")
-    )
-
+@pytest.mark.parametrize(
+    ("place", "key", "mode"),
+    [("callbacks.model_checkpoint", "monitor", "mode"), ("callbacks.early_stopping", "monitor", "mode"),
+     ("scheduler", "monitor", "factory.mode"), ("hydra.sweeper", "metric", "direction")],
+)  # fmt: skip
+def test_whatever_watches_a_metric_of_its_own_knows_its_better_values(place: str, key: str, mode: str) -> None:
     def found(*overrides: str) -> str:
         cfg = compose("train", ["scheduler=plateau", *overrides], return_hydra_config=True)
-        if place == "scheduler":
-            assert (
-                OmegaConf.to_container(cfg.model, resolve=True)["scheduler"]["factory"]["mode"]
-                == cfg.scheduler.factory.mode
-            )
+        saved: Any = OmegaConf.to_container(cfg.model, resolve=True)  # with a copy of the schedule
+        assert saved["scheduler"]["factory"]["mode"] == cfg.scheduler.factory.mode
         return OmegaConf.select(cfg, f"{place}.{mode}")
 
     assert [found(), found("optimized_metric=val/loss")] == ["max", "min"]
